@@ -1,0 +1,46 @@
+"""Argument checks shared by the public functions and modules; every message says expected and got."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None, *, name: str = "levels") -> None:
+    """Checks a pyramid of feature maps.
+
+    Args:
+        levels: feature maps [N, C_i, H_i, W_i].
+        channels: the channels that each level must have; not checked if None.
+        name: how the caller calls them, for the message.
+
+    Raises:
+        TypeError: a level is not a floating-point tensor.
+        ValueError: no levels, or levels that are not 4-D, are empty in height or width, have other
+            channels than expected, or differ from each other in batch size, dtype or device.
+    """
+    if len(levels) == 0:
+        raise ValueError(f"{name}: expected at least one level, got none")
+    for i, level in enumerate(levels):
+        if not isinstance(level, Tensor):
+            raise TypeError(f"{name}[{i}]: expected a Tensor, got {type(level).__name__}")
+        if level.dim() != 4:
+            raise ValueError(f"{name}[{i}]: expected 4 dimensions [N, C, H, W], got shape {tuple(level.shape)}")
+        if not level.is_floating_point():
+            raise TypeError(f"{name}[{i}]: expected a floating-point dtype, got {level.dtype}")
+        if level.shape[2] == 0 or level.shape[3] == 0:
+            raise ValueError(f"{name}[{i}]: expected height and width of at least 1, got shape {tuple(level.shape)}")
+        if channels is not None and level.shape[1] != channels[i]:
+            raise ValueError(
+                f"{name}[{i}]: expected {channels[i]} channels, got {level.shape[1]} (shape {tuple(level.shape)})"
+            )
+    first = levels[0]
+    # Autocast brings levels of different dtypes to one; without it convolution and concatenation disagree.
+    same_dtype = not torch.is_autocast_enabled(first.device.type)
+    for i, level in enumerate(levels[1:], start=1):
+        if level.shape[0] != first.shape[0]:
+            raise ValueError(f"{name}[{i}]: expected batch size {first.shape[0]} as in {name}[0], got {level.shape[0]}")
+        if level.device != first.device:
+            raise ValueError(f"{name}[{i}]: expected device {first.device} as {name}[0], got {level.device}")
+        if same_dtype and level.dtype != first.dtype:
+            raise ValueError(f"{name}[{i}]: expected dtype {first.dtype} as {name}[0], got {level.dtype}")

@@ -1,0 +1,116 @@
+"""The ops of this project as functions: checked here, served by the backend in force.
+
+Each is defined by its counterpart in :mod:`jpu_cuda.reference`.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ._checks import check_levels
+from .reference import separable_pyramid as _separable_pyramid
+from .reference import upsample_concat as _upsample_concat
+
+__all__ = ["separable_pyramid", "upsample", "upsample_concat"]
+
+
+def upsample(levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
+    """Resizes every level bilinearly to the size of the first (FastFCN, section 3.3, Figure 4b).
+
+    Args:
+        levels: 1 or more feature maps [N, C_i, H_i, W_i] of one batch size, dtype and device; any sizes.
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+
+    Returns:
+        A list of [N, C_i, H_0, W_0]; its first entry is ``levels[0]`` itself, not a copy.
+
+    Raises:
+        TypeError, ValueError: levels that do not fit; the message says expected and got.
+    """
+    check_levels(levels)
+    return _upsample_concat.upsample(levels, align_corners)
+
+
+def upsample_concat(levels: Sequence[Tensor], align_corners: bool, reverse: bool = False) -> Tensor:
+    """Resizes every level bilinearly to the size of the first and concatenates the channels.
+
+    Args:
+        levels: 1 or more feature maps [N, C_i, H_i, W_i] of one batch size, dtype and device; any sizes.
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+        reverse: concatenate last to first, as FastFCN does (c5, c4, c3) where mmsegmentation goes
+            first to last.
+
+    Returns:
+        [N, ΣC_i, H_0, W_0].
+
+    Raises:
+        TypeError, ValueError: levels that do not fit; the message says expected and got.
+    """
+    check_levels(levels)
+    return _upsample_concat.upsample_concat(levels, align_corners, reverse)
+
+
+def separable_pyramid(
+    levels: Sequence[Tensor],
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    dilations: Sequence[int],
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_shift: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """Separable convolutions of several dilations over one concatenated input (FastFCN, Figure 4c).
+
+    For each dilation d: depthwise 3×3 with padding d → ``scale · z + shift`` → pointwise 1×1 →
+    ``out_scale · q + out_shift`` → ReLU. The results are concatenated. Affine terms are applied in
+    float32 (float64 for float64) and rounded once to the dtype of the levels.
+
+    Args:
+        levels: 1 or more feature maps [N, C_i, H, W] of one size; C = ΣC_i.
+        depthwise_weight: [D, C, 3, 3].
+        pointwise_weight: [D, O, C].
+        dilations: D integers ≥ 1.
+        scale: [D, C], or [N, D, C] for one per sample, or None for 1.
+        shift: as ``scale``; None for 0.
+        out_scale: [D, O] or None for 1.
+        out_shift: [D, O] or None for 0.
+        relu: whether to end with ReLU.
+
+    Returns:
+        [N, D·O, H, W].
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; the message says expected and got.
+    """
+    check_levels(levels)
+    first = levels[0]
+    for i, level in enumerate(levels[1:], start=1):
+        if level.shape[2:] != first.shape[2:]:
+            raise ValueError(
+                f"levels[{i}]: expected size {tuple(first.shape[2:])} as levels[0], got {tuple(level.shape[2:])}"
+            )
+    dilations = tuple(dilations)
+    if not dilations or not all(isinstance(d, int) and d >= 1 for d in dilations):
+        raise ValueError(f"dilations: expected one or more integers >= 1, got {dilations}")
+    batch, branches, channels = first.shape[0], len(dilations), sum(level.shape[1] for level in levels)
+    _check_shape("depthwise_weight", depthwise_weight, (branches, channels, 3, 3))
+    outputs = pointwise_weight.shape[1] if pointwise_weight.dim() == 3 else -1
+    _check_shape("pointwise_weight", pointwise_weight, (branches, outputs, channels))
+    for name, term in (("scale", scale), ("shift", shift)):
+        if term is not None:
+            _check_shape(name, term, (branches, channels), (batch, branches, channels))
+    for name, term in (("out_scale", out_scale), ("out_shift", out_shift)):
+        if term is not None:
+            _check_shape(name, term, (branches, outputs))
+    return _separable_pyramid.separable_pyramid(
+        levels, depthwise_weight, pointwise_weight, dilations, scale, shift, out_scale, out_shift, relu
+    )
+
+
+def _check_shape(name: str, tensor: Tensor, *expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) not in expected:
+        shapes = " or ".join("(" + ", ".join("any" if n < 0 else str(n) for n in e) + ")" for e in expected)
+        raise ValueError(f"{name}: expected shape {shapes}, got {tuple(tensor.shape)}")

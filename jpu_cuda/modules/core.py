@@ -1,0 +1,93 @@
+"""The one Joint Pyramid Upsampling under every family's module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional
+from .layout import Layout
+
+
+class JointPyramid(nn.Module):
+    """Stages, upsample-concat and separable branches of a JPU (FastFCN, section 3.3, Figure 4).
+
+    A subclass names its ``layout``, creates the submodules that the layout names, calls
+    :meth:`configure`, and gives :meth:`levels_of` and :meth:`forward` its family's signature and return
+    value. The parts stay ordinary submodules, so hooks, parametrisations, pruning and replaced layers
+    act as usual.
+    """
+
+    layout: ClassVar[Layout]
+
+    num_levels: int
+    num_branches: int
+    # Channels expected of each level that pyramid() is given, finest first.
+    level_channels: tuple[int, ...]
+    # Keyword arguments of F.interpolate: mode and align_corners.
+    up_kwargs: dict[str, Any]
+    # JUM alone puts the upsampled coarsest level before its branches.
+    emits_coarsest: ClassVar[bool] = False
+
+    def configure(self, level_channels: Sequence[int], num_branches: int, up_kwargs: dict[str, Any]) -> None:
+        """Says what the submodules are; called once they exist.
+
+        Args:
+            level_channels: channels of each level used, finest first.
+            num_branches: how many dilations there are.
+            up_kwargs: keyword arguments of :func:`torch.nn.functional.interpolate`.
+        """
+        self.level_channels = tuple(level_channels)
+        self.num_levels = len(self.level_channels)
+        self.num_branches = num_branches
+        self.up_kwargs = up_kwargs
+
+    def stage(self, level: int) -> nn.Module:
+        """Convolution, norm and ReLU of a level; 0 is the finest."""
+        return self.get_submodule(self.layout.stage(level))
+
+    def branch(self, index: int) -> nn.Module:
+        """Separable convolution, norms and ReLU of one dilation."""
+        return self.get_submodule(self.layout.branch(index))
+
+    def levels_of(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """The levels used, finest first, among the arguments of :meth:`forward`.
+
+        Raises:
+            TypeError, ValueError: levels that do not fit; the message says expected and got.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which of its inputs are levels")
+
+    def pyramid(self, levels: Sequence[Tensor]) -> Tensor:
+        """Runs the JPU.
+
+        Args:
+            levels: [N, C_i, H_i, W_i] of each level, finest first; any sizes.
+
+        Returns:
+            [N, D·width, H_0, W_0], the branches in the order of their dilations.
+        """
+        features = [self.stage(i)(level) for i, level in enumerate(levels)]
+        upsampled = self._upsample(features)
+        u = torch.cat(upsampled[::-1] if self.layout.coarsest_first else upsampled, dim=1)
+        outputs = [self.branch(i)(u) for i in range(self.num_branches)]
+        if self.emits_coarsest:
+            outputs.insert(0, upsampled[-1])
+        return torch.cat(outputs, dim=1)
+
+    def _upsample(self, features: list[Tensor]) -> list[Tensor]:
+        if self.up_kwargs.get("mode") == "bilinear":
+            return functional.upsample(features, bool(self.up_kwargs.get("align_corners", False)))
+        size = features[0].shape[2:]
+        return [features[0], *(F.interpolate(x, size, **self.up_kwargs) for x in features[1:])]
+
+
+def conv_norm_relu(in_channels: int, width: int, norm_layer: Any) -> nn.Sequential:
+    """A stage in FastFCN's form: 3×3 convolution without bias, norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, padding=1, bias=False), norm_layer(width), nn.ReLU(inplace=True)
+    )

@@ -1,0 +1,1 @@
+"""What each op means, in pure PyTorch: the fallback, and what every kernel is held against."""

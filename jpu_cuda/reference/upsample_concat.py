@@ -1,0 +1,22 @@
+"""Bilinear resize of a pyramid to its first level's size, and concatenation."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsample(levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
+    """Resizes every level [N, C_i, H_i, W_i] to [N, C_i, H_0, W_0]; the first is passed through."""
+    size = levels[0].shape[2:]
+    return [
+        levels[0],
+        *(F.interpolate(level, size, mode="bilinear", align_corners=align_corners) for level in levels[1:]),
+    ]
+
+
+def upsample_concat(levels: Sequence[Tensor], align_corners: bool, reverse: bool = False) -> Tensor:
+    """Resizes as :func:`upsample` and concatenates to [N, ΣC_i, H_0, W_0], last to first if ``reverse``."""
+    resized = upsample(levels, align_corners)
+    return torch.cat(resized[::-1] if reverse else resized, dim=1)
