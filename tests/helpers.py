@@ -1,0 +1,105 @@
+"""What tests share: inputs, and the one place that states tolerances.
+
+Three ways of holding a result against the truth, each derived:
+
+* :func:`assert_within` — entry by entry, against a value with an a-priori rounding bound
+  (:mod:`jpu_cuda.reference.loops`). For eval mode in every dtype, and training in float64.
+* :func:`assert_relative_l2` — over the whole tensor, where a worst-case bound says nothing (batch
+  statistics in half precision).
+* :func:`assert_no_worse` — at most 1.25 times the error of PyTorch's own path in the same dtype, plus
+  the rounding of the output.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jpu_cuda.reference.loops import Bounded
+
+SIZES = ((7, 9), (4, 5), (2, 3))  # no multiples of each other
+
+
+def pyramid(
+    channels: Sequence[int] = (8, 16, 32),
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    *,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    requires_grad: bool = False,
+) -> list[Tensor]:
+    """Levels [batch, C_i, H_i, W_i] of normal random numbers, rounded to dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(batch, c, *size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+        for c, size in zip(channels, sizes, strict=True)
+    ]
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives norms weights, biases and statistics that are not 1 and 0, so that mixing them up shows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * (high - low) + low)
+
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.dim() == 1:
+                uniform(parameter, *((0.5, 1.5) if name.endswith("weight") else (-0.5, 0.5)))
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                uniform(buffer, -0.5, 0.5)
+            elif name.endswith("running_var"):
+                uniform(buffer, 0.5, 2.0)
+    return module
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def assert_within(actual: Tensor, expected: Bounded) -> None:
+    """Asserts that every entry lies within its bound of the truth."""
+    got = to_numpy(actual)
+    assert got.shape == expected.value.shape, f"expected shape {expected.value.shape}, got {got.shape}"
+    assert np.isfinite(got).all(), "expected finite entries"
+    excess = np.abs(got - expected.value) - expected.error
+    worst = np.unravel_index(int(excess.argmax()), excess.shape)
+    assert excess[worst] <= 0, (
+        f"at {tuple(map(int, worst))}: expected {expected.value[worst]} ± {expected.error[worst]}, got {got[worst]}"
+    )
+
+
+def assert_relative_l2(actual: Tensor, expected: Tensor, roundings: int) -> None:
+    """Asserts ‖actual − expected‖₂ ≤ roundings · eps · ‖expected‖₂.
+
+    Args:
+        actual: the result in the dtype under test.
+        expected: the truth, from float64.
+        roundings: how many results are rounded to that dtype one after the other on the way; each
+            rounding is at most eps/2, the other half is left to cancellation in the norms.
+    """
+    assert actual.shape == expected.shape, f"expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}"
+    error = float((actual.detach().double() - expected.detach().double()).norm())
+    bound = roundings * torch.finfo(actual.dtype).eps * float(expected.detach().double().norm())
+    assert error <= bound, f"expected a relative error of at most {bound:.3e}, got {error:.3e}"
+
+
+def assert_no_worse(actual: Tensor, baseline: Tensor, truth: Tensor, factor: float = 1.25) -> None:
+    """Asserts max|actual − truth| ≤ factor · max|baseline − truth| + eps/2 · max|truth|.
+
+    Args:
+        actual: the result under test.
+        baseline: PyTorch's own result, in the same dtype.
+        truth: float64 arithmetic on the same rounded inputs and weights.
+        factor: how much larger the error may be.
+    """
+    assert actual.dtype == baseline.dtype, f"expected dtype {baseline.dtype}, got {actual.dtype}"
+    truth = truth.detach().double()
+    error = float((actual.detach().double() - truth).abs().max())
+    allowed = factor * float((baseline.detach().double() - truth).abs().max())
+    allowed += torch.finfo(actual.dtype).eps / 2 * float(truth.abs().max())
+    assert error <= allowed, f"expected an error of at most {allowed:.3e}, got {error:.3e}"
