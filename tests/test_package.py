@@ -28,8 +28,8 @@ def test_importing_loads_neither_model_zoos_nor_mmsegmentation() -> None:
 
 
 def test_mmseg_imports_without_mmengine() -> None:
-    code = "import sys; sys.modules.update(mmengine=None, mmcv=None, mmseg=None); import jpu_cuda; print(jpu_cuda.mmseg.JPU.__name__)"
-    assert run(code) == "JPU"
+    absent = "import sys; sys.modules.update(mmengine=None, mmcv=None, mmseg=None); "
+    assert run(absent + "import jpu_cuda; print(jpu_cuda.mmseg.JPU.__name__)") == "JPU"
 
 
 def test_submodules_are_attributes_after_a_plain_import() -> None:
