@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def is_autocasting(device: torch.device) -> bool:
+    """Whether autocast is on for a device; it never is on one that has none, such as meta."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None, *, name: str = "levels") -> None:
     """Checks a pyramid of feature maps.
 
@@ -36,7 +41,7 @@ def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None
             )
     first = levels[0]
     # Autocast brings levels of different dtypes to one; without it convolution and concatenation disagree.
-    same_dtype = not torch.is_autocast_enabled(first.device.type)
+    same_dtype = not is_autocasting(first.device)
     for i, level in enumerate(levels[1:], start=1):
         if level.shape[0] != first.shape[0]:
             raise ValueError(f"{name}[{i}]: expected batch size {first.shape[0]} as in {name}[0], got {level.shape[0]}")

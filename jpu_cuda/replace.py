@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from .mmseg import JPU as MMSegJPU
-from .mmseg import LevelledJPU
+from . import mmseg
 from .modules.core import JointPyramid
 from .modules.fastfcn import JPU, JPU_X, JUM, TramacJPU
 from .modules.layout import Layout
 from .modules.sssegmentation import SSSegmentationJPU
 
-_CLASSES: tuple[type[JointPyramid], ...] = (JPU, TramacJPU, MMSegJPU, SSSegmentationJPU)
+_CLASSES: tuple[type[JointPyramid], ...] = (JPU, TramacJPU, mmseg.JPU, SSSegmentationJPU)
 
 
 def replace_jpu(model: nn.Module) -> list[tuple[str, str]]:
@@ -70,7 +69,7 @@ class _Adoption:
         module = self.module
         module.__class__ = self.cls
         module.configure(self.structure.level_channels, len(self.structure.dilations), self.up_kwargs)
-        if issubclass(self.cls, LevelledJPU):
+        if issubclass(self.cls, mmseg.LevelledJPU):
             if not hasattr(module, "in_channels"):
                 module.in_channels = tuple(module.in_channels_list)
             module.num_ins = len(module.in_channels)
@@ -186,7 +185,7 @@ def _up_kwargs(path: str, module: Any, cls: type[JointPyramid]) -> dict[str, Any
     """How the module resizes, which its submodules do not show."""
     if cls is TramacJPU:  # which keeps no options
         return {"mode": "bilinear", "align_corners": True}
-    if issubclass(cls, LevelledJPU):
+    if issubclass(cls, mmseg.LevelledJPU):
         for names in (
             ("align_corners",),
             ("start_level",),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .resnet import DEPTHS, ResNet
@@ -14,6 +16,10 @@ STRIDES = (4, 8, 16, 32)
 
 class TimmBackbone(nn.Module):
     """A timm model through ``features_only``, its levels in NCHW.
+
+    Images of any size: those whose sides are no multiples of 32, which Swin, HRNet and others refuse, are
+    padded with zeros (ImageNet's mean colour) at the right and the bottom, and the levels cropped to what a
+    convolutional network has for the image itself, ⌈H/stride⌉ × ⌈W/stride⌉.
 
     Args:
         name: of the model in timm.
@@ -48,11 +54,13 @@ class TimmBackbone(nn.Module):
             found = tuple(reductions[i] for i in self._indices)
             if found != (4, 8, 8, 8):
                 raise ValueError(f"backbone {name!r}: expected strides (4, 8, 8, 8) when dilated, got {found}")
+            self._strides = found
         else:
             missing = [s for s in STRIDES if s not in reductions]
             if missing:
                 raise ValueError(f"backbone {name!r}: expected features of strides {STRIDES}, got {tuple(reductions)}")
             self._indices = [reductions.index(s) for s in STRIDES]
+            self._strides = STRIDES
         self.channels = tuple(channels[i] for i in self._indices)
         # Swin and its like return [N, H, W, C].
         self._channels_last = getattr(self.body, "output_fmt", None) is not None and (
@@ -74,9 +82,15 @@ class TimmBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[N, 3, H, W] → features of strides 4, 8, 16 and 32 (dilated: 4, 8, 8 and 8)."""
-        features = self.body(x)
+        height, width = x.shape[2:]
+        features = self.body(F.pad(x, (0, -width % 32, 0, -height % 32)))
         levels = [features[i] for i in self._indices]
-        return [level.permute(0, 3, 1, 2) for level in levels] if self._channels_last else levels
+        if self._channels_last:
+            levels = [level.permute(0, 3, 1, 2) for level in levels]
+        return [
+            level[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
+            for level, stride in zip(levels, self._strides, strict=True)
+        ]
 
 
 def make_backbone(name: str, dilated: bool, norm_layer: Callable[[int], nn.Module], pretrained: bool) -> nn.Module:
@@ -91,8 +105,11 @@ def make_backbone(name: str, dilated: bool, norm_layer: Callable[[int], nn.Modul
 
     Raises:
         ImportError: a model of timm without timm.
+        TypeError: ``name`` is not a string.
         ValueError: an unknown backbone, one without these strides, or weights that cannot be had.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"backbone: expected a name, got {name!r}")
     if name in DEPTHS:
         if pretrained:
             raise ValueError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,21 @@ def save_weights(model: FastFCN, path: str | os.PathLike[str]) -> None:
     Args:
         model: the model.
         path: of the file; an existing one is replaced.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected an existing folder to write to, got {path.parent}")
+    # Not of tempfile's making, whose files only their owner may read.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             torch.save({"config": model.config, "state_dict": model.state_dict()}, file)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -76,8 +81,15 @@ def load(path: str | os.PathLike[str], **overrides: Any) -> FastFCN:
         CheckpointError: as for :func:`load_weights`, or arguments that can be read off nowhere.
     """
     state, config = _read(path)
-    arguments = {**(config or _infer(state, path, overrides)), **overrides}
-    model = fastfcn(**arguments)
+    if config is None:
+        model = fastfcn(**{**_infer(state, path, overrides), **overrides})
+    else:
+        try:
+            model = fastfcn(**{**config, **overrides})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: expected arguments of models.fastfcn in its config, got {config} ({error})"
+            ) from error
     _load_into(model, state, path)
     return model.eval()
 
@@ -95,14 +107,18 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, An
             f"{path}: expected a checkpoint of tensors and plain values, got one that is damaged or holds other "
             f"objects, which are not loaded for safety ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # damaged bytes raise anything: struct.error, LookupError, AssertionError, …
         raise CheckpointError(
             f"{path}: expected a checkpoint written by torch.save, got a damaged or other file "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
         ) from error
     config = content.get("config") if isinstance(content, Mapping) else None
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    ):
         raise CheckpointError(f"{path}: expected a state dict (names and tensors), got {_describe(content)}")
     if config is not None and not isinstance(config, Mapping):
         raise CheckpointError(f"{path}: expected the config to be a dict, got {type(config).__name__}")

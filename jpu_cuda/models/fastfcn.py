@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -115,6 +115,7 @@ def fastfcn(
     width: int = 512,
     norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
     pretrained: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> FastFCN:
     """Builds one of the paper's systems (FastFCN, Tables 1 and 2), with random weights unless asked otherwise.
 
@@ -131,6 +132,7 @@ def fastfcn(
         width: of JPU, JPU_X and FPN; their features have four times as many channels.
         norm_layer: makes a norm from its number of channels; timm's backbones keep their own.
         pretrained: whether timm is to download ImageNet weights; nothing is downloaded otherwise.
+        classes: names of the classes, kept in ``config`` for whoever shows results.
 
     Returns:
         The model, in training mode.
@@ -143,10 +145,16 @@ def fastfcn(
         raise ValueError(f"upsampling: expected one of {', '.join(map(repr, UPSAMPLINGS))}, got {upsampling!r}")
     if head not in HEADS:
         raise ValueError(f"head: expected one of {', '.join(map(repr, HEADS))}, got {head!r}")
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes: expected a positive integer, got {num_classes!r}")
+    for name, number in (("num_classes", num_classes), ("width", width)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {number!r}")
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f"classes: expected {num_classes} names, got {len(classes)}")
     for name, value in (("lateral", lateral), ("se_loss", se_loss)):
         if value and head != "encoding":
             raise ValueError(f"{name}: expected False for head {head!r}, since only 'encoding' has it, got True")
     se_loss = head == "encoding" if se_loss is None else se_loss
-    return FastFCN(backbone, upsampling, head, num_classes, aux, se_loss, lateral, width, norm_layer, pretrained)
+    model = FastFCN(backbone, upsampling, head, num_classes, aux, se_loss, lateral, width, norm_layer, pretrained)
+    if classes is not None:
+        model.config["classes"] = list(classes)
+    return model

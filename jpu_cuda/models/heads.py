@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .._checks import is_autocasting
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -134,7 +137,7 @@ class Encoding(nn.Module):
     With r_ik = x_i − c_k and a_ik = softmax over k of s_k·‖r_ik‖²: e_k = Σ_i a_ik·r_ik. Neither the r_ik
     nor anything else of size pixels × codewords × channels is made: the norms come from
     ‖x‖² − 2·x·c + ‖c‖², the sums from Σ a·x − (Σ a)·c. At least float32, also under autocast, since
-    the differences cancel.
+    the differences cancel, and the sums over all pixels of a large image pass float16's range.
 
     Args:
         channels: C.
@@ -148,8 +151,9 @@ class Encoding(nn.Module):
         self.scale = nn.Parameter(torch.empty(codewords).uniform_(-1, 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] → [N, K, C], in the dtype of x."""
-        with torch.autocast(x.device.type, enabled=False):
+        """[N, C, H, W] → [N, K, C], in the dtype of the parameters (float32 under autocast)."""
+        autocast_off = torch.autocast(x.device.type, enabled=False) if is_autocasting(x.device) else nullcontext()
+        with autocast_off:
             wide = torch.promote_types(x.dtype, torch.float32)
             pixels = x.to(wide).flatten(2).transpose(1, 2)  # [N, HW, C]
             codewords, scale = self.codewords.to(wide), self.scale.to(wide)
@@ -157,7 +161,7 @@ class Encoding(nn.Module):
             distances = pixels.square().sum(2, keepdim=True) - 2 * products + codewords.square().sum(1)
             assignment = (scale * distances).softmax(2)
             encoded = assignment.transpose(1, 2) @ pixels - assignment.sum(1)[..., None] * codewords
-            return encoded.to(x.dtype)
+            return encoded.to(self.codewords.dtype)
 
 
 class Mean(nn.Module):

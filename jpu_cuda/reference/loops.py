@@ -143,7 +143,7 @@ def conv2d(x: Bounded, conv: Conv, arithmetic: Arithmetic) -> Bounded:
 
 
 def normalise(x: Bounded, norm: Norm, arithmetic: Arithmetic) -> Bounded:
-    """weight · (x − mean) / √(var + eps) + bias."""
+    """The norm: weight · (x − mean) / √(var + eps) + bias."""
     channels = x.value.shape[1]
     column = (slice(None), None, None)
     weight = np.ones(channels) if norm.weight is None else norm.weight

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def _affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """scale · x + shift per channel in (at least) float32, rounded once to x's dtype.
+    """The affine map scale · x + shift per channel in (at least) float32, rounded once to x's dtype.
 
     Args:
         x: [N, C, H, W].

@@ -1,0 +1,42 @@
+"""``python -m jpu_cuda``: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: its words; those of the process if None.
+
+    Returns:
+        0, or 2 after an error, which is one line on standard error.
+    """
+    parser = argparse.ArgumentParser(prog="python -m jpu_cuda", description="Joint Pyramid Upsampling")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    described = "segment one image: writes <name>_mask.png and <name>_overlay.png"
+    segment_parser = commands.add_parser("segment", help=described, description=described)
+    try:
+        from . import segment
+    except ImportError as error:
+        print(f"error: expected Pillow to be installed (pip install 'jpu-cuda[models]'), got: {error}", file=sys.stderr)
+        return 2
+    segment.add_arguments(segment_parser)
+    arguments = parser.parse_args(argv)
+    try:
+        segment.run(arguments)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # PyTorch's have several lines
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
