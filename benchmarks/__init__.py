@@ -1,0 +1,1 @@
+"""Measures FastFCN's systems: ``python -m benchmarks --help``."""

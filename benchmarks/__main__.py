@@ -1,0 +1,214 @@
+"""Command line of the benchmarks; without a subcommand it measures the paper's Table 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from jpu_cuda.backend import BACKENDS
+
+from . import cases, chart, compare, demo, environment, report, results, table2
+from .results import ResultsError, Row
+
+_RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Returns:
+        0; 1 where a case failed, a run regressed or a check did not hold; 2 for input that cannot be
+        used; 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, "table2")
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _console() -> Console:
+    # Where output is no terminal, rich would squeeze a table into 80 columns.
+    return Console() if sys.stdout.isatty() else Console(width=180)
+
+
+def _table2(options: argparse.Namespace) -> int:
+    console = _console()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    selected = cases.select(
+        options.backbones,
+        options.heads,
+        options.upsamplings,
+        size=options.size,
+        batch=options.batch,
+        dtype=options.dtype,
+        memory_format="channels_last" if options.channels_last else "contiguous",
+    )
+    outcome = table2.run(selected, options.providers, options.device, options.seconds, options.output, console)
+    if outcome.rows:
+        console.print(report.table2(outcome.rows).to_rich())
+        path = options.chart or options.output.with_suffix(".png")
+        chart.draw(outcome.rows, path)
+        console.print(f"rows: {options.output}\nchart: {path}", highlight=False, markup=False, soft_wrap=True)
+    for label, reason in outcome.failures:
+        print(f"failed: {label}: {reason}", file=sys.stderr)
+    if outcome.interrupted:
+        return 130
+    return 1 if outcome.failures else 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    old_run, new_run = options.run or ("last", "last")
+    old_rows = results.read(options.old)
+    if options.new is not None:
+        new_rows = results.read(options.new)
+    else:
+        new_rows = old_rows
+        if options.run is None:
+            old_run, new_run = _last_two(old_rows, options.old)
+    old, new = results.pick_run(old_rows, old_run), results.pick_run(new_rows, new_run)
+    changes = compare.compare(old, new, options.threshold, options.across_devices)
+    _console().print(compare.render(changes, old, new))
+    counts = {verdict: sum(c.verdict == verdict for c in changes) for verdict in compare.VERDICTS}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    return 1 if any(change.fails for change in changes) else 0
+
+
+def _last_two(rows: Sequence[Row], path: Path) -> tuple[str, str]:
+    names = list(results.runs(rows))
+    if len(names) < 2:
+        raise ResultsError(f"{path}: expected two runs to compare, got {len(names)}")
+    return names[-2], names[-1]
+
+
+def _table(options: argparse.Namespace) -> int:
+    rendered = report.table2(results.pick_run(results.read(options.file), options.run))
+    if options.markdown:
+        print(rendered.to_markdown(), end="")
+    else:
+        _console().print(rendered.to_rich())
+    return 0
+
+
+def _source_hash(options: argparse.Namespace) -> int:
+    print(environment.source_hash())
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return demo.run(options.output, _console(), options.budget)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    table2_ = commands.add_parser("table2", help="measure the paper's Table 2 (the default)")
+    table2_.add_argument("--backbones", nargs="+", metavar="NAME", help="default: resnet50 resnet101; timm's names too")
+    table2_.add_argument("--heads", nargs="+", choices=list(cases.HEADS), help="default: the table's")
+    table2_.add_argument(
+        "--upsamplings", nargs="+", choices=list(cases.UPSAMPLINGS), help="default: the table's for each head"
+    )
+    table2_.add_argument("--size", type=_positive_int, default=512, help="height and width (%(default)s)")
+    table2_.add_argument("--batch", type=_positive_int, default=1, help="images at once (%(default)s)")
+    table2_.add_argument("--dtype", choices=cases.DTYPES, default="float32")
+    table2_.add_argument("--channels-last", action="store_true", help="NHWC instead of NCHW in memory")
+    table2_.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="cpu, cuda, cuda:1, … or auto (a GPU if there is one)",
+    )
+    table2_.add_argument("--threads", type=_positive_int, help="CPU threads (PyTorch's choice)")
+    table2_.add_argument("--seconds", type=_positive_float, default=10.0, help="for timing each case (%(default)s)")
+    providers = [name for name in BACKENDS if name != "auto"]
+    table2_.add_argument("--providers", nargs="+", choices=providers, default=["reference"])
+    table2_.add_argument(
+        "--output", type=Path, default=_RESULTS / "table2.jsonl", help="rows are appended here (%(default)s)"
+    )
+    table2_.add_argument("--chart", type=Path, help="image to write (the output with the suffix .png)")
+    table2_.set_defaults(command=_table2)
+
+    compare_ = commands.add_parser("compare", help="hold two runs against each other; fails on a regression")
+    compare_.add_argument("old", type=Path, help="file of rows; its last run is taken")
+    compare_.add_argument(
+        "new", type=Path, nargs="?", help="likewise; without it the last two runs of OLD are compared"
+    )
+    compare_.add_argument(
+        "--threshold",
+        type=_positive_float,
+        default=0.1,
+        help="share that a value may be worse by (%(default)s)",
+    )
+    compare_.add_argument(
+        "--run", nargs=2, metavar=("OLD", "NEW"), help="times of the runs, or their beginnings, or 'last'"
+    )
+    compare_.add_argument("--across-devices", action="store_true", help="compare different devices' runs")
+    compare_.set_defaults(command=_compare)
+
+    table_ = commands.add_parser("table", help="render a run that was measured before")
+    table_.add_argument("file", type=Path, help="file of rows")
+    table_.add_argument("--run", default="last", help="time of the run, or its beginning (%(default)s)")
+    table_.add_argument("--markdown", action="store_true", help="as the README shows it")
+    table_.set_defaults(command=_table)
+
+    source_hash = commands.add_parser("source-hash", help="print the hash of kernel sources and build flags")
+    source_hash.set_defaults(command=_source_hash)
+
+    demo_ = commands.add_parser("demo", help="check, measure and show everything in under three minutes")
+    demo_.add_argument("--output", type=Path, default=Path("out"), help="folder to write to (%(default)s)")
+    demo_.add_argument(
+        "--budget",
+        type=_positive_float,
+        default=150.0,
+        help="seconds after which no optional case is begun (%(default)s)",
+    )
+    demo_.set_defaults(command=_demo)
+    return parser
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu or cuda, got {text!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(
+            f"expected a device among {torch.cuda.device_count()} CUDA devices, got {text!r}"
+        )
+    return device
+
+
+if __name__ == "__main__":
+    sys.exit(main())
