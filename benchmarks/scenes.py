@@ -1,8 +1,9 @@
 """Generated scenes with known masks: shapes of several classes over textured clutter, from a seed alone.
 
-What an object is cannot be read off a pixel: background, clutter and objects take their colours and
-textures from the same distributions, and objects are turned, scaled, lit from one side and partly
-hidden. Rings and crosses are thin where discs and squares are full, so a coarse mask is a wrong one.
+What an object is cannot be read off a pixel: background, clutter and objects take their colours from
+the same distribution. A class has an outline and a weave (ripples, checks, stripes, grains, dots) of
+two random colours; objects are turned, scaled, lit from one side and partly hidden. Rings and crosses
+are thin where discs and squares are full, so a coarse mask is a wrong one.
 """
 
 from __future__ import annotations
@@ -130,18 +131,20 @@ def draw(
     background = layout.random(3)
     canvas = np.array(_surface(look, size, background, plain))  # [H, W, 3]
     if not plain:
-        for _ in range(look.integers(2, 6)):
+        for _ in range(look.integers(0, 4)):
             clutter = _stroke(look, size) if look.random() < 0.5 else _haze(look, size)
             canvas += clutter[..., None] * (_surface(look, size, look.random(3), plain) - canvas)
-    for _ in range(layout.integers(2, 6)):
+    for _ in range(layout.integers(1, 4)):
         shape = Shape(
             label=int(layout.integers(1, len(CLASSES))),
             centre=(layout.uniform(0.1, 0.9) * size[0], layout.uniform(0.1, 0.9) * size[1]),
-            radius=layout.uniform(0.12, 0.28) * min(size),
+            radius=layout.uniform(0.2, 0.36) * min(size),
             angle=layout.uniform(0, 2 * np.pi),
         )
         covered = shape.covers(size)
-        canvas[covered] = _surface(look, size, _contrasting(layout, background), plain)[covered]
+        colour = _contrasting(layout, background)
+        surface = _surface(look, size, colour, plain) if plain else _woven(look, size, colour, shape)
+        canvas[covered] = surface[covered]
         mask[covered] = shape.label
     if not plain:
         canvas *= _light(look, size)[..., None]
@@ -170,12 +173,31 @@ def _surface(rng: np.random.Generator, size: tuple[int, int], colour: Array, pla
     return colour + _noise(rng, size)[..., None] * (rng.uniform(0, 0.3) * rng.uniform(-1, 1, 3))
 
 
+def _woven(rng: np.random.Generator, size: tuple[int, int], colour: Array, shape: Shape) -> Array:
+    """[H, W, 3]: the class's weave, in the shape's own axes, between a colour and a darker or lighter one."""
+    rows, columns = _pixels(size)
+    y, x = rows - shape.centre[0], columns - shape.centre[1]
+    cos, sin = np.cos(shape.angle), np.sin(shape.angle)
+    u, v = cos * x + sin * y, cos * y - sin * x
+    wave = 2 * np.pi / rng.uniform(5, 7)  # one period in 5 to 7 pixels, whatever the scene's size
+    match CLASSES[shape.label]:
+        case "disc":
+            weave = np.sign(np.sin(wave * np.hypot(u, v)))  # ripples
+        case "square":
+            weave = np.sign(np.sin(wave * u) * np.sin(wave * v))  # checks
+        case "triangle":
+            weave = np.sign(np.sin(wave * u))  # stripes
+        case "ring":
+            weave = rng.choice((-1.0, 1.0), size)  # grains
+        case _:
+            weave = np.where(np.cos(wave * u) + np.cos(wave * v) > 0.8, 1.0, -1.0)  # dots
+    return colour + weave[..., None] * rng.uniform(0.2, 0.35)
+
+
 def _noise(rng: np.random.Generator, size: tuple[int, int]) -> Array:
     """[H, W] from -1 to 1: random values on a coarse grid, interpolated bilinearly."""
     knots = rng.integers(4, 17)
-    rows, columns = (
-        np.maximum(0, 1 - abs(np.linspace(0, knots - 1, n)[:, None] - np.arange(knots))) for n in size
-    )
+    rows, columns = (np.maximum(0, 1 - abs(np.linspace(0, knots - 1, n)[:, None] - np.arange(knots))) for n in size)
     return rows @ rng.uniform(-1, 1, (knots, knots)) @ columns.T
 
 

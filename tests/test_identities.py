@@ -285,9 +285,7 @@ def test_merge_refuses_parts_of_a_wrong_size() -> None:
 def test_merge_refuses_parts_of_a_wrong_dtype() -> None:
     parts = split(IMAGE, 2)
     parts[3] = parts[3].double()
-    with pytest.raises(
-        ValueError, match=r"parts\[3\]: expected torch.float32 on cpu as parts\[0\], got torch.float64"
-    ):
+    with pytest.raises(ValueError, match=r"parts\[3\]: expected torch.float32 on cpu as parts\[0\], got torch.float64"):
         merge(parts, 2, (5, 5))
 
 
