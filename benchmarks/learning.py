@@ -6,7 +6,7 @@ Each system sees every training scene once and is scored on scenes that it never
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -117,8 +117,10 @@ def train(
     model = build(upsampling).train()
     loader = DataLoader(Scenes(steps * BATCH, SIZE, seed=seed), BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE)
+    # OneCycleLR divides by the steps of its warm-up less one.
+    total_steps = max(steps, 10)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _LEARNING_RATE, total_steps=steps, pct_start=_WARM_UP, cycle_momentum=False
+        optimizer, _LEARNING_RATE, total_steps=total_steps, pct_start=_WARM_UP, cycle_momentum=False
     )
     start = perf_counter()
     for step, (images, masks) in enumerate(loader, start=1):
@@ -168,25 +170,26 @@ def _colour_cell(images: Tensor) -> Tensor:
 
 
 def render(results: dict[str, Trained]) -> Table:
-    """A line for each system."""
-    table = Table(title=f"{UNSEEN} unseen scenes of {SIZE}×{SIZE}")
-    table.add_column("upsampling")
-    for name in ("steps", "seconds", "mIoU", "pixel accuracy", *CLASSES):
-        table.add_column(name, justify="right")
+    """A column for each system, a line for each class."""
+    table = Table("", title=f"IoU on {UNSEEN} unseen scenes of {SIZE}×{SIZE}")
     for name, trained in results.items():
-        scores = trained.scores
-        values = (scores.miou, scores.pixel_accuracy, *scores.per_class_iou.values())
-        table.add_row(name, str(trained.steps), f"{trained.seconds:.0f}", *(f"{value:.3f}" for value in values))
+        table.add_column(f"{name}\n{trained.steps} steps\n{trained.seconds:.0f} s", justify="right")
+    scores = [trained.scores for trained in results.values()]
+    for name in CLASSES:
+        table.add_row(name, *(f"{s.per_class_iou[name]:.3f}" for s in scores))
+    table.add_section()
+    table.add_row("mean", *(f"{s.miou:.3f}" for s in scores))
+    table.add_row("pixel accuracy", *(f"{s.pixel_accuracy:.3f}" for s in scores))
     return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains the systems that the command line names and prints their scores."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("--upsamplings", nargs="+", default=["jpu", "none"], metavar="NAME")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the optimizer (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     results = {}
@@ -197,7 +200,10 @@ def main() -> None:
             def tick(done: float, loss: float, task: int = task, name: str = upsampling) -> None:
                 progress.update(task, completed=done, description=f"{name}: loss {loss:.3f}")  # type: ignore[arg-type]
 
-            results[upsampling] = train(upsampling, steps=options.steps, seed=options.seed, tick=tick)
+            try:
+                results[upsampling] = train(upsampling, steps=options.steps, seed=options.seed, tick=tick)
+            except ValueError as error:
+                parser.error(str(error))
     console.print(render(results))
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-
-T = TypeVar("T")
 
 WARM_UP_SHARE = 0.2
 MIN_REPETITIONS = 3
@@ -85,16 +83,14 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def counted(call: Callable[[], T]) -> tuple[T, float]:
-    """Runs a call and counts its multiply-adds.
+def multiply_adds(model: nn.Module, images: Tensor) -> float:
+    """Multiply-adds of one forward pass over images like these, in G (10⁹).
 
     Counts what :class:`torch.utils.flop_counter.FlopCounterMode` does, convolutions and matrix products
     at two operations each, halved; norms, activations, pooling, resizing and other elementwise work are
-    not counted.
-
-    Returns:
-        The call's result, and its multiply-adds in G (10⁹).
+    not counted. Nothing is computed: fake tensors, which have shapes and no data, run through the model.
     """
-    with FlopCounterMode(display=False) as counter:
-        result = call()
-    return result, counter.get_total_flops() / 2 / 1e9
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fake, FlopCounterMode(display=False) as counter:
+        model(torch.empty_like(images))
+    return counter.get_total_flops() / 2 / 1e9

@@ -12,31 +12,46 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
+# Of glibc's mallopt: sizes in bytes from which a block comes from the system and goes back to it at
+# once, and of free heap from which it does.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
 class PeakMemory:
-    """Peak memory above the level at which this object was made.
+    """Peak memory above the level at the beginning of a ``with`` block.
 
     On a GPU this is what PyTorch's allocator handed out. On a CPU it is the resident memory of the
     process, by the high-water mark that Linux keeps and lets a process reset; elsewhere there is no
-    such figure.
+    such figure. Within the block freed memory goes back to the system at once, so that the figure is
+    what is in use and not what earlier work left behind; this makes allocation slow: time nothing here.
 
-    Make it before the model, so that the weights are counted; :meth:`reset` after what should not
-    count, such as initialisation; read :meth:`mib` after the work.
+    Make the model within the block, so that its weights are counted; call :meth:`reset` after what
+    should not count, such as initialisation, and :meth:`mib` after the work. The first work of a process
+    also maps code and buffers that stay; let something else do that.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._baseline: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        _set_heap(mmap_threshold=2**16, trim_threshold=2**17)
         self._baseline = self._level()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # To where glibc's adaptive thresholds get by themselves once large blocks have been freed. The
+        # adaptation cannot be switched on again.
+        _set_heap(mmap_threshold=2**25, trim_threshold=2**26)
 
     def _level(self) -> int | None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return torch.cuda.memory_allocated(self._device)
-        _trim_heap()
         return _status_bytes("VmRSS")
 
     def reset(self) -> None:
         """Forgets earlier peaks; the level to compare with stays."""
-        self._level()  # gives back what is free, which would count as resident otherwise
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._baseline is not None and not _reset_high_water_mark():
@@ -53,11 +68,14 @@ class PeakMemory:
         return max(0, peak - self._baseline) / _MIB
 
 
-def _trim_heap() -> None:
-    """Returns freed heap to the system, where the C library can (glibc)."""
+def _set_heap(mmap_threshold: int, trim_threshold: int) -> None:
+    """Sets from which size on memory goes back to the system, where the C library is glibc."""
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, mmap_threshold)
+        libc.mallopt(_M_TRIM_THRESHOLD, trim_threshold)
+        libc.malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library: the figure has its habits in it
         return
 
 

@@ -14,6 +14,7 @@ from jpu_cuda.segment import to_input
 
 from .cases import Case
 
+
 def photograph(size: int) -> Image.Image:
     """The photograph that matplotlib ships (Grace Hopper, public domain), a square of ``size`` pixels."""
     image = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
@@ -43,7 +44,7 @@ def build_model(case: Case, device: torch.device) -> nn.Module:
         )
     model.eval()
     _set_statistics(model, device)
-    return model.to(dtype(case), memory_format=memory_format(case))
+    return model.to(dtype(case)).to(memory_format=memory_format(case))
 
 
 def _set_statistics(model: nn.Module, device: torch.device) -> None:

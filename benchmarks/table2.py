@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from torch import Tensor, nn
 
 from jpu_cuda import use_backend
 
@@ -63,15 +64,10 @@ def measure_case(
         ValueError: the model's output is not finite or not of the right shape; nothing was timed then.
     """
     images = systems.build_input(case, device)
-    memory = PeakMemory(device)
-    model = systems.build_model(case, device)
-    memory.reset()
-    with torch.inference_mode(), use_backend(provider):
-        output, multiply_adds = measure.counted(lambda: model(images))
-        systems.check_output(output, case)
-        peak = memory.mib()
-        del output
-        samples = measure.time_calls(lambda: model(images), device, seconds, tick)
+    with use_backend(provider):
+        model, peak = _build_and_check(case, images, device)
+        with torch.inference_mode():
+            samples = measure.time_calls(lambda: model(images), device, seconds, tick)
 
     def row(metric: str, value: float, quantiles: dict[str, float] | None = None) -> Row:
         measured = (case.as_dict(), provider, metric, value, quantiles, results.METRICS[metric].unit)
@@ -87,8 +83,20 @@ def measure_case(
     if peak is not None:
         rows.append(row("peak_memory", peak))
     rows.append(row("parameters", measure.parameters(model)))
-    rows.append(row("multiply_adds", multiply_adds))
+    rows.append(row("multiply_adds", measure.multiply_adds(model, images)))
     return rows
+
+
+def _build_and_check(case: Case, images: Tensor, device: torch.device) -> tuple[nn.Module, float | None]:
+    """Builds a case's model and checks its output; returns it with the peak memory of both in MiB."""
+    with PeakMemory(device) as memory:
+        model = systems.build_model(case, device)
+        memory.reset()
+        with torch.inference_mode():
+            output = model(images)
+        peak = memory.mib()
+        systems.check_output(output, case)
+    return model, peak
 
 
 def run(
@@ -125,8 +133,8 @@ def run(
                     label = case.label if len(providers) == 1 else f"{case.label} · {provider}"
                     progress.reset(part, total=1, description=label)
                     tick = partial(_show, progress, part)
-                    _release(device)
                     try:
+                        _prepare(case, device, first=not outcome.rows)
                         rows = measure_case(case, provider, device, seconds, where, tick)
                     except Exception as error:  # out of memory, say: must not cost the other cases
                         outcome.failures.append((label, f"{type(error).__name__}: {error}".splitlines()[0]))
@@ -153,8 +161,11 @@ def _show(progress: Progress, task: TaskID, done: float) -> None:
     progress.update(task, completed=done)
 
 
-def _release(device: torch.device) -> None:
-    """Frees what earlier cases left, so that it is neither in the way nor in the next one's figures."""
+def _prepare(case: Case, device: torch.device, first: bool) -> None:
+    """Gets out of the way what would count as the case's memory and is not its own."""
+    if first:  # code and buffers that PyTorch maps when it is first used
+        small = replace(case, size=64, batch=1)
+        _build_and_check(small, systems.build_input(small, device), device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

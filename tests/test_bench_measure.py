@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks import measure
 from benchmarks.memory import PeakMemory
@@ -13,8 +14,7 @@ CPU = torch.device("cpu")
 
 
 def _multiply_adds(module: nn.Module, *shape: int) -> float:
-    with torch.inference_mode():
-        return measure.counted(lambda: module(torch.zeros(shape)))[1]
+    return measure.multiply_adds(module, torch.zeros(shape))
 
 
 def test_multiply_adds_of_a_dense_convolution():
@@ -37,8 +37,13 @@ def test_multiply_adds_add_up_and_leave_norms_out():
     assert _multiply_adds(model, 1, 2, 4, 4) == pytest.approx((2 * 3 + 3 * 5) * 16 / 1e9)
 
 
-def test_counted_returns_what_the_call_returns():
-    assert measure.counted(lambda: "result")[0] == "result"
+def test_multiply_adds_are_counted_without_computing():
+    model = nn.Linear(3, 3)
+    model.register_forward_hook(lambda _module, _inputs, output: seen.append(type(output)))
+    seen: list[type] = []
+    _multiply_adds(model, 1, 3)
+    assert seen == [FakeTensor]
+    assert type(model.weight) is nn.Parameter
 
 
 def test_parameters_count_weights_and_not_buffers():
@@ -102,11 +107,11 @@ class _Temporary(nn.Module):
 
 
 def _peak(work, device: torch.device) -> float | None:
-    memory = PeakMemory(device)
-    kept = work()
-    memory.reset()
-    kept()
-    return memory.mib()
+    with PeakMemory(device) as memory:
+        kept = work()
+        memory.reset()
+        kept()
+        return memory.mib()
 
 
 def test_peak_memory_has_weights_and_temporaries():

@@ -1,5 +1,7 @@
 """Small models learn to segment generated scenes, and what cannot learn stays far below."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -76,7 +78,43 @@ def test_no_steps_are_refused() -> None:
         learning.train("jpu", steps=0)
 
 
-def test_table_has_a_line_for_each_system(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [1, 5, 11])
+def test_any_number_of_steps_can_be_taken(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(learning, "UNSEEN", 8)
-    table = learning.render({name: learning.train(name, steps=1) for name in ("jpu", "none")})
-    assert table.row_count == 2
+    assert learning.train("jpu", steps=steps).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--upsamplings", "deconv"], "upsampling: expected one of 'none', .*, got 'deconv'"),
+        (["--seed", "-1"], "seed: expected at least 0, got -1"),
+    ],
+)
+def test_command_line_refuses_what_does_not_fit(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        learning.main(arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_command_line_prints_the_scores(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "UNSEEN", 8)
+    learning.main(["--upsamplings", "none", "jpu", "--steps", "1"])
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("none", "jpu", "1 steps", *CLASSES, "mean", "pixel accuracy"))
+
+
+def test_table_shows_every_system_beside_the_others() -> None:
+    def trained(iou: float) -> learning.Trained:
+        scores = learning.Scores(iou, 0.875, dict.fromkeys(CLASSES, iou))
+        return learning.Trained(learning.build("none"), scores, steps=7, seconds=1.0)
+
+    columns = learning.render({"jpu": trained(0.5), "none": trained(0.25)}).columns
+    assert [list(column.cells)[-2:] for column in columns] == [
+        ["mean", "pixel accuracy"],
+        ["0.500", "0.875"],
+        ["0.250", "0.875"],
+    ]
