@@ -109,10 +109,17 @@ def _train(console: Console) -> learning.Trained:
 
 def _show(trained: learning.Trained, output: Path) -> None:
     """Mask and overlay of an unseen scene, where the model is at home, and of the photograph."""
-    pixels, _ = Scenes(1, 2 * learning.SIZE, split="unseen")[0]
+    pixels, _ = Scenes(1, learning.SIZE, split="unseen")[0]
     scene = Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
-    scene.save(output / "scene.png")
-    for name, image in (("scene", scene), ("photograph", systems.photograph(512))):
-        mask = segment_image(trained.model, image, size=None if name == "scene" else 4 * learning.SIZE)
-        mask_image(mask, len(CLASSES)).save(output / f"{name}_mask.png")
-        overlay(image, mask).save(output / f"{name}_overlay.png")
+    for name, image, size, factor in (
+        ("scene", scene, None, 4),  # shown enlarged
+        ("photograph", systems.photograph(512), 4 * learning.SIZE, 1),
+    ):
+        mask = segment_image(trained.model, image, size)
+        for kind, picture in (
+            ("input", image),
+            ("mask", mask_image(mask, len(CLASSES))),
+            ("overlay", overlay(image, mask)),
+        ):
+            shown = picture.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+            shown.save(output / f"{name}_{kind}.png")
