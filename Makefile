@@ -23,7 +23,7 @@ bench: $(STAMP)
 # Installed anew only when what it was made from has changed.
 $(STAMP): pyproject.toml constraints.txt setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"expected Python >= 3.10, got {v[0]}.{v[1]}; set PYTHON=" if v < (3, 10) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

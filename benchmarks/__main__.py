@@ -171,8 +171,8 @@ def _parser() -> argparse.ArgumentParser:
     demo_.add_argument(
         "--budget",
         type=_positive_float,
-        default=150.0,
-        help="seconds after which no optional case is begun (%(default)s)",
+        default=160.0,
+        help="seconds in which the last case should end (%(default)s)",
     )
     demo_.set_defaults(command=_demo)
     return parser

@@ -1,7 +1,7 @@
 """Joint Pyramid Upsampling (FastFCN, arXiv 1903.11816) as a drop-in module.
 
-``jpu_cuda.mmseg`` and ``jpu_cuda.models`` load on first use, so that importing this package costs no
-more than torch.
+``jpu_cuda.models`` loads on first use, and neither timm nor mmengine with the package, so that importing
+it costs no more than torch.
 """
 
 from importlib import import_module

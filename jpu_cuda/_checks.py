@@ -11,6 +11,16 @@ def is_autocasting(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
+def same_for_convolution(a: Tensor, b: Tensor) -> bool:
+    """Whether the dtypes of two tensors on one device agree once autocast, if on, has cast them.
+
+    It brings every floating-point dtype to one, but leaves float64 alone.
+    """
+    if is_autocasting(a.device):
+        return (a.dtype == torch.float64) == (b.dtype == torch.float64)
+    return a.dtype == b.dtype
+
+
 def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None, *, name: str = "levels") -> None:
     """Checks a pyramid of feature maps.
 
@@ -20,10 +30,12 @@ def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None
         name: how the caller calls them, for the message.
 
     Raises:
-        TypeError: a level is not a floating-point tensor.
+        TypeError: not a sequence, or a level that is not a floating-point tensor.
         ValueError: no levels, or levels that are not 4-D, are empty in height or width, have other
             channels than expected, or differ from each other in batch size, dtype or device.
     """
+    if not isinstance(levels, Sequence) or isinstance(levels, str):
+        raise TypeError(f"{name}: expected a sequence of tensors, got {type(levels).__name__}")
     if len(levels) == 0:
         raise ValueError(f"{name}: expected at least one level, got none")
     for i, level in enumerate(levels):
@@ -40,12 +52,10 @@ def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None
                 f"{name}[{i}]: expected {channels[i]} channels, got {level.shape[1]} (shape {tuple(level.shape)})"
             )
     first = levels[0]
-    # Autocast brings levels of different dtypes to one; without it convolution and concatenation disagree.
-    same_dtype = not is_autocasting(first.device)
     for i, level in enumerate(levels[1:], start=1):
         if level.shape[0] != first.shape[0]:
             raise ValueError(f"{name}[{i}]: expected batch size {first.shape[0]} as in {name}[0], got {level.shape[0]}")
         if level.device != first.device:
             raise ValueError(f"{name}[{i}]: expected device {first.device} as {name}[0], got {level.device}")
-        if same_dtype and level.dtype != first.dtype:
+        if not same_for_convolution(level, first):
             raise ValueError(f"{name}[{i}]: expected dtype {first.dtype} as {name}[0], got {level.dtype}")

@@ -49,19 +49,19 @@ class use_backend:
                 f"expected one of {', '.join(map(repr, available))}"
             )
         self.name = name
-        self._token: Token[str] | None = _requested.set(name)
+        self._entered = False
+        self._token: Token[str] = _requested.set(name)
 
     def __enter__(self) -> use_backend:
-        if self._token is None:
+        if self._entered:
             raise RuntimeError("use_backend: expected a fresh use_backend(...) for each with block")
+        self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is not None:
-            _requested.reset(self._token)
-            self._token = None
+        _requested.reset(self._token)
 
 
 def requested_backend() -> str:

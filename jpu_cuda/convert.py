@@ -43,7 +43,7 @@ def convert_state_dict(sd: Mapping[str, Any], *, source: str, target: str) -> Or
             cannot hold (JPU_X, another number of levels or dilations, other norms).
     """
     for argument, name in (("source", source), ("target", target)):
-        if name not in FAMILIES:
+        if not isinstance(name, str) or name not in FAMILIES:
             raise ValueError(f"{argument}: expected one of {', '.join(FAMILIES)}, got {name!r}")
     if not isinstance(sd, Mapping) or not all(isinstance(key, str) for key in sd):
         raise TypeError(f"sd: expected a mapping from names to tensors, got {type(sd).__name__}")
@@ -165,14 +165,50 @@ def _collect(sd: Mapping[str, Any], layout: Layout, prefix: str) -> _FoundJPU:
     found: dict[str, _Part] = {}
     for key in sd:
         if key.startswith(prefix) and key[len(prefix) :].split(".")[0] in roots:
+            if not isinstance(sd[key], Tensor):
+                raise TypeError(f"sd: expected a tensor as {key!r}, got {type(sd[key]).__name__}")
             if key not in known:
                 raise ValueError(f"sd: expected only entries of a {layout.family} JPU under {prefix!r}, got {key!r}")
             found[key] = known[key]
     jpu = _FoundJPU(layout, prefix, levels, branches, found)
-    channels = sd[prefix + layout.branch_path(0, "depthwise") + ".weight"].shape[0]
-    if channels % len(levels):
-        raise ValueError(f"sd: expected the depthwise channels to be {len(levels)} blocks of one width, got {channels}")
+    _check_whole(sd, jpu)
     return jpu
+
+
+def _check_whole(sd: Mapping[str, Any], jpu: _FoundJPU) -> None:
+    """Raises where a JPU lacks a part or has one of another shape: its blocks could not be told apart."""
+    layout, levels, branches = jpu.layout, len(jpu.levels), len(jpu.branches)
+    expected = (layout.levels or levels, len(layout.dilations or jpu.branches))
+    if (levels, branches) != expected:
+        raise ValueError(
+            f"sd: expected {expected[0]} levels and {expected[1]} dilations in a {layout.family} JPU, "
+            f"got the convolutions of {levels} and {branches}"
+        )
+    width = sd[jpu.prefix + layout.stage_path(0, "conv") + ".weight"].shape[0]
+    channels = levels * width
+    weights = {"conv": (width, None, 3, 3), "depthwise": (channels, 1, 3, 3), "pointwise": (width, channels, 1, 1)}
+    tensors: dict[tuple[bool, str], dict[int, set[str]]] = {(True, "pointwise"): {}}
+    for key, part in jpu.parts.items():
+        tensors.setdefault((part.in_branch, part.name), {}).setdefault(part.index, set()).add(part.tensor)
+        shape: tuple[int | None, ...] = (width,)
+        if part.tensor == "num_batches_tracked":
+            shape = ()
+        elif part.tensor == "weight" and part.name in weights:
+            shape = weights[part.name]
+        elif part.in_branch and part.name in ("norm", "depthwise"):
+            shape = (channels,)
+        got = tuple(sd[key].shape)
+        if len(got) != len(shape) or any(e not in (None, g) for e, g in zip(shape, got, strict=True)):
+            wanted = ", ".join("any" if e is None else str(e) for e in shape)
+            raise ValueError(f"sd: expected shape ({wanted}) of {key!r} at width {width}, got {got}")
+    for (in_branch, name), found in tensors.items():
+        every = set.union({"weight"} if name in weights else set(), *found.values())
+        for i in jpu.branches if in_branch else jpu.levels:
+            for tensor in sorted(every - found.get(i, set())):
+                path = jpu.prefix + _Part(in_branch, i, name, tensor).path(layout, jpu.norm_name)
+                raise ValueError(
+                    f"sd: expected {f'{path}.{tensor}'!r} as in the {layout.family} JPU's other parts, got none"
+                )
 
 
 def _check_target_holds(jpu: _FoundJPU, new: Layout) -> None:

@@ -1,13 +1,13 @@
-"""The ops of this project as functions: checked here, served by the backend in force.
+"""The ops of this project as functions, checked here.
 
-Each is defined by its counterpart in :mod:`jpu_cuda.reference`.
+Each is defined by its counterpart in :mod:`jpu_cuda.reference`, which serves it until it has a kernel.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from ._checks import check_levels
+from ._checks import check_levels, same_for_convolution
 from .reference import separable_pyramid as _separable_pyramid
 from .reference import upsample_concat as _upsample_concat
 
@@ -95,6 +95,12 @@ def separable_pyramid(
     dilations = tuple(dilations)
     if not dilations or not all(isinstance(d, int) and d >= 1 for d in dilations):
         raise ValueError(f"dilations: expected one or more integers >= 1, got {dilations}")
+    for name, weight in (("depthwise_weight", depthwise_weight), ("pointwise_weight", pointwise_weight)):
+        _check_tensor(name, weight, first, same_dtype=True)
+    affine = {"scale": scale, "shift": shift, "out_scale": out_scale, "out_shift": out_shift}
+    for name, term in affine.items():
+        if term is not None:
+            _check_tensor(name, term, first, same_dtype=False)
     batch, branches, channels = first.shape[0], len(dilations), sum(level.shape[1] for level in levels)
     _check_shape("depthwise_weight", depthwise_weight, (branches, channels, 3, 3))
     outputs = pointwise_weight.shape[1] if pointwise_weight.dim() == 3 else -1
@@ -108,6 +114,15 @@ def separable_pyramid(
     return _separable_pyramid.separable_pyramid(
         levels, depthwise_weight, pointwise_weight, dilations, scale, shift, out_scale, out_shift, relu
     )
+
+
+def _check_tensor(name: str, tensor: Tensor, like: Tensor, same_dtype: bool) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} as the levels, got {tensor.device}")
+    if same_dtype and not same_for_convolution(tensor, like):
+        raise ValueError(f"{name}: expected dtype {like.dtype} as the levels, got {tensor.dtype}")
 
 
 def _check_shape(name: str, tensor: Tensor, *expected: tuple[int, ...]) -> None:

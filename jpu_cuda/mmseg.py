@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._checks import check_levels
 from .modules.core import JointPyramid
 from .modules.layout import MMSEG
 
@@ -202,6 +201,9 @@ class LevelledJPU(JointPyramid):
         align_corners: bool,
     ) -> None:
         """Checks the arguments and sets the attributes that both originals have."""
+        for name, value in (("in_channels", in_channels), ("dilations", dilations)):
+            if not isinstance(value, Sequence):
+                raise TypeError(f"{name}: expected a sequence of integers, got {value!r}")
         in_channels, dilations = tuple(in_channels), tuple(dilations)
         if not in_channels or not all(isinstance(c, int) and c >= 1 for c in in_channels):
             raise ValueError(f"in_channels: expected one or more positive integers, got {in_channels}")
@@ -233,7 +235,7 @@ class LevelledJPU(JointPyramid):
             raise ValueError(f"inputs: expected {self.num_ins} levels as in_channels, got {len(inputs)}")
         start, end = self.start_level, self.backbone_end_level
         levels = tuple(inputs[start:end])
-        check_levels(levels, self.level_channels, name=f"inputs[{start}:{end}]")
+        self.check(levels, name=f"inputs[{start}:{end}]")
         return levels
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -25,7 +25,8 @@ def replace_jpu(model: nn.Module) -> list[tuple[str, str]]:
     stand beside them. The module object stays the same one and takes on this package's class, as
     ``torch.nn.utils.parametrize`` does it; so parameters, buffers, optimizers that hold them, hooks,
     state_dict keys, device, dtype, mode, and every reference to the module stay as they are, the
-    model itself included if it is a JPU.
+    model itself included if it is a JPU. What structure cannot show is not looked for: the original's
+    ``forward`` is replaced by the family's, whatever it did.
 
     Args:
         model: any module.
@@ -37,7 +38,8 @@ def replace_jpu(model: nn.Module) -> list[tuple[str, str]]:
 
     Raises:
         TypeError: not a module.
-        ValueError: a JPU by structure whose resize options cannot be read. Nothing is changed then.
+        ValueError: a JPU by structure whose resize options cannot be read, or whose object has a forward of
+            its own. Nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
@@ -96,6 +98,16 @@ def _plan(path: str, module: nn.Module) -> _Plan | None:
     """How to turn a module into this package's JPU, or None where it is none, or is ours already."""
     if isinstance(module, JointPyramid | JPU_X):
         return None
+    plan = _match(path, module)
+    if plan is not None and "forward" in vars(module):
+        raise ValueError(
+            f"{path!r}: expected the forward of the JPU's class, got one set on the object, which would go on to run; "
+            "remove it before calling replace_jpu"
+        )
+    return plan
+
+
+def _match(path: str, module: nn.Module) -> _Plan | None:
     for cls in _CLASSES:
         structure = _read(module, cls.layout)
         if structure is not None:

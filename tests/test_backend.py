@@ -136,3 +136,12 @@ def test_explain_refuses_other_modules() -> None:
 def test_public_names() -> None:
     for name in jpu_cuda.__all__:
         assert getattr(jpu_cuda, name) is not None
+
+
+def test_a_block_is_not_entered_inside_itself() -> None:
+    choice = use_backend("reference")
+    with choice:
+        with pytest.raises(RuntimeError, match="expected a fresh use_backend"), choice:
+            pass
+        assert requested_backend() == "reference"
+    assert requested_backend() == "auto"

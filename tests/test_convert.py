@@ -218,3 +218,39 @@ def test_refuses(sd: dict[str, Any], source: str, target: str, message: str) -> 
 def test_refuses_what_is_no_state_dict(sd: Any) -> None:
     with pytest.raises(TypeError, match="sd: expected a mapping from names to tensors, got"):
         convert_state_dict(sd, source="fastfcn", target="mmseg")
+
+
+def _without(prefix: str) -> dict[str, Tensor]:
+    return {key: value for key, value in fastfcn().state_dict().items() if not key.startswith(prefix)}
+
+
+def _resized(key: str, *shape: int) -> dict[str, Tensor]:
+    return {**fastfcn().state_dict(), key: torch.zeros(shape)}
+
+
+@pytest.mark.parametrize(
+    ("sd", "message"),
+    [
+        (_without("conv5."), "expected 3 levels and 4 dilations in a fastfcn JPU, got the convolutions of 2 and 4"),
+        (_without("conv4."), "got the convolutions of 1 and 4"),
+        (_without("dilation3.0.conv1"), "got the convolutions of 3 and 2"),
+        (_without("dilation2.0.pointwise"), "expected 'dilation2.0.pointwise.weight' as in .* other parts, got none"),
+        (_without("dilation4.0.bn.bias"), "expected 'dilation4.0.bn.bias' as in .* other parts, got none"),
+        (_without("conv3.1.running_var"), "expected 'conv3.1.running_var'"),
+        (
+            _resized("dilation1.0.conv1.weight", 33, 1, 3, 3),
+            r"expected shape \(24, 1, 3, 3\) of 'dilation1.0.conv1.weight' at width 8, got \(33, 1, 3, 3\)",
+        ),
+        (_resized("dilation1.0.bn.weight", 8), r"expected shape \(24\) of 'dilation1.0.bn.weight'"),
+        (_resized("conv4.0.weight", 9, 16, 3, 3), r"expected shape \(8, any, 3, 3\) of 'conv4.0.weight'"),
+    ],
+)
+def test_a_damaged_jpu_is_refused_rather_than_scrambled(sd: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert_state_dict(sd, source="fastfcn", target="mmseg")
+
+
+def test_an_entry_that_is_no_tensor() -> None:
+    sd: dict[str, Any] = {**fastfcn().state_dict(), "conv3.1.bias": None}
+    with pytest.raises(TypeError, match="expected a tensor as 'conv3.1.bias', got NoneType"):
+        convert_state_dict(sd, source="fastfcn", target="mmseg")

@@ -184,10 +184,10 @@ def test_wrong_levels(levels: list[Tensor], error: type[Exception], message: str
         ({"dilations": ()}, "dilations: expected one or more integers >= 1"),
         ({"dilations": (1, 2, 0)}, "dilations: expected one or more integers >= 1"),
         ({"dilations": (1, 2)}, r"depthwise_weight: expected shape \(2, 5, 3, 3\), got \(3, 5, 3, 3\)"),
-        ({"depthwise_weight": torch.zeros(3, 4, 3, 3)}, r"depthwise_weight: expected shape \(3, 5, 3, 3\)"),
-        ({"pointwise_weight": torch.zeros(3, 4, 6)}, r"pointwise_weight: expected shape \(3, 4, 5\)"),
+        ({"depthwise_weight": torch.zeros(3, 4, 3, 3).double()}, r"depthwise_weight: expected shape \(3, 5, 3, 3\)"),
+        ({"pointwise_weight": torch.zeros(3, 4, 6).double()}, r"pointwise_weight: expected shape \(3, 4, 5\)"),
         (
-            {"pointwise_weight": torch.zeros(4, 5)},
+            {"pointwise_weight": torch.zeros(4, 5).double()},
             r"pointwise_weight: expected shape \(3, any, 5\), got \(4, 5\)",
         ),
         ({"scale": torch.zeros(1, 5)}, r"scale: expected shape \(3, 5\) or \(2, 3, 5\), got \(1, 5\)"),
@@ -196,4 +196,20 @@ def test_wrong_levels(levels: list[Tensor], error: type[Exception], message: str
 )
 def test_wrong_arguments_of_separable_pyramid(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        functional.separable_pyramid(**{**arguments(), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"depthwise_weight": torch.zeros(3, 5, 3, 3)}, ValueError, "expected dtype torch.float64 as the levels, got"),
+        ({"pointwise_weight": [1.0]}, TypeError, "pointwise_weight: expected a Tensor, got list"),
+        ({"scale": torch.zeros(3, 5, device="meta")}, ValueError, "scale: expected device cpu as the levels, got meta"),
+        ({"levels": None}, TypeError, "levels: expected a sequence of tensors, got NoneType"),
+    ],
+)
+def test_wrong_kinds_of_separable_pyramids_arguments(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         functional.separable_pyramid(**{**arguments(), **change})

@@ -344,3 +344,29 @@ def _replaced(index: int, value: object) -> list:
 def test_wrong_inputs(inputs: list, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "message"),
+    [
+        (torch.float32, "cpu", "expected dtype torch.float64 as the module, got torch.float32"),
+        (torch.float64, "meta", "expected device cpu as the module, got meta"),
+    ],
+)
+def test_levels_unlike_the_module(dtype: torch.dtype, device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()(*(x.to(device) for x in pyramid(dtype=dtype)))
+
+
+def test_autocast_does_not_cast_float64() -> None:
+    levels = pyramid(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match="expected dtype torch.float32 as the module, got torch.float64"):
+            make(torch.float32)(*(x.double() for x in levels))
+        with pytest.raises(ValueError, match=r"\[1\]: expected dtype torch.float32 .* got torch.float64"):
+            make(torch.float32)(levels[0], levels[1].double(), levels[2])
+
+
+def test_in_channels_that_are_no_sequence() -> None:
+    with pytest.raises(TypeError, match="in_channels: expected a sequence of integers, got 8"):
+        JPU(8, width=8)  # type: ignore[arg-type]

@@ -170,3 +170,21 @@ def test_which_level_each_head_reads(upsampling: str) -> None:
         logits, aux = model(x)
         assert_same(logits, resized(model.head(upsampled), 41, 57))
         assert_same(aux, resized(model.auxlayer(levels[2]), 41, 57))  # type: ignore[misc]
+
+
+def test_frozen_norms_stay_frozen_over_the_codes() -> None:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    class Frozen(nn.BatchNorm2d):
+        """As packages freeze norms: a subclass that never trains."""
+
+        def train(self, mode: bool = True) -> "Frozen":
+            return super().train(False)
+
+    for layer in (FrozenBatchNorm2d, Frozen):
+        model = models.fastfcn("test_resnet.r160_in1k", num_classes=3, width=16, norm_layer=layer).train()
+        norm = model.head.encmodule.encoding[4]  # type: ignore[union-attr,index]
+        assert type(norm) is layer
+        before = norm.running_mean.clone()
+        model(torch.rand(2, 3, 32, 32))[0].mean().backward()
+        assert torch.equal(norm.running_mean, before)

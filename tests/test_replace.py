@@ -290,3 +290,19 @@ def test_works_through_a_wrapper_that_compiles() -> None:
     replace_jpu(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*pyramid()), expected, rtol=0, atol=0)
+
+
+def test_resize_options_beyond_mode_and_corners_are_kept() -> None:
+    neck = foreign.FastFCNNeck(CHANNELS, 8, {**up(False), "antialias": True}).double().eval()
+    levels = pyramid(sizes=((3, 3), (6, 5), (9, 9)))  # coarser levels that are larger: antialiasing shows
+    expected = neck(*levels)[-1]
+    replace_jpu(neck)
+    assert torch.equal(neck(*levels)[-1], expected)
+
+
+def test_a_forward_of_the_objects_own_is_refused() -> None:
+    neck = foreign.FastFCNNeck(CHANNELS, 8, up())
+    neck.forward = neck.forward  # type: ignore[method-assign] # as wrappers do it
+    with pytest.raises(ValueError, match="expected the forward of the JPU's class, got one set on the object"):
+        replace_jpu(nn.Sequential(neck))
+    assert type(neck) is foreign.FastFCNNeck

@@ -23,7 +23,8 @@ class FastFCN(nn.Module):
     those of the original's models, so its published checkpoints load strictly.
 
     Attributes:
-        config: the arguments, enough for ``fastfcn(**config)`` to build the model anew.
+        config: the arguments, enough for ``fastfcn(**config)`` to build the model anew; not
+            ``norm_layer``, which is code: a model with another than BatchNorm2d needs it given again.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class FastFCN(nn.Module):
             Logits [N, num_classes, H, W]; with ``se_loss`` logits [N, num_classes] of the classes that are
             present; with ``aux`` the auxiliary head's logits [N, num_classes, H, W].
         """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x: expected a floating-point Tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"x: expected images [N, 3, H, W], got shape {tuple(x.shape)}")
         size = x.shape[2:]

@@ -194,15 +194,18 @@ class EncModule(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """[N, C, H, W] → gated features, and logits [N, num_classes] of the classes present with ``se_loss``."""
-        context = self.encoding(x)
+        encoded, norm = self.encoding[:4](x), self.encoding[4]
+        # Norms of images (frozen ones, subclasses of BatchNorm2d) take the codes as rows of pixels.
+        encoded = norm(encoded) if isinstance(norm, nn.BatchNorm1d) else norm(encoded[..., None])[..., 0]
+        context = self.encoding[5:](encoded)
         gated = F.relu(x + x * self.fc(context)[:, :, None, None])
         return (gated,) if self.selayer is None else (gated, self.selayer(context))
 
 
 def _norm_over_codes(norm_layer: NormLayer, codewords: int) -> nn.Module:
-    """The norm of [N, K, C] per codeword: one-dimensional, which BatchNorm2d alone refuses to be."""
+    """The norm of [N, K, C] per codeword; a plain BatchNorm2d becomes one-dimensional."""
     norm: Any = norm_layer(codewords)
-    if not isinstance(norm, nn.BatchNorm2d):
+    if type(norm) is not nn.BatchNorm2d:
         return norm
     return nn.BatchNorm1d(codewords, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
 

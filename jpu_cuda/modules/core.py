@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from .._checks import check_levels, same_for_convolution
 from .layout import Layout
 
 
@@ -62,6 +63,19 @@ class JointPyramid(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say which of its inputs are levels")
 
+    def check(self, levels: Sequence[Tensor], name: str) -> None:
+        """Raises TypeError or ValueError where levels (finest first) do not fit each other or this module."""
+        check_levels(levels, self.level_channels, name=name)
+        conv = self.get_submodule(self.layout.stage_path(0, "conv"))
+        # A replaced layer, or one that a hook prepares (offloading, sharding), may hold its weight otherwise.
+        if type(conv) is not nn.Conv2d or conv._forward_pre_hooks:
+            return
+        weight = conv.weight
+        if levels[0].device != weight.device:
+            raise ValueError(f"{name}: expected device {weight.device} as the module, got {levels[0].device}")
+        if not same_for_convolution(levels[0], weight):
+            raise ValueError(f"{name}: expected dtype {weight.dtype} as the module, got {levels[0].dtype}")
+
     def pyramid(self, levels: Sequence[Tensor]) -> Tensor:
         """Runs the JPU.
 
@@ -80,7 +94,7 @@ class JointPyramid(nn.Module):
         return torch.cat(outputs, dim=1)
 
     def _upsample(self, features: list[Tensor]) -> list[Tensor]:
-        if self.up_kwargs.get("mode") == "bilinear":
+        if self.up_kwargs.get("mode") == "bilinear" and self.up_kwargs.keys() <= {"mode", "align_corners"}:
             return functional.upsample(features, bool(self.up_kwargs.get("align_corners", False)))
         size = features[0].shape[2:]
         return [features[0], *(F.interpolate(x, size, **self.up_kwargs) for x in features[1:])]

@@ -16,6 +16,8 @@ NormLayer = Callable[[int], nn.Module]
 
 
 def _check_arguments(in_channels: Sequence[int], width: int, norm_layer: Any, up_kwargs: Any) -> None:
+    if not isinstance(in_channels, Sequence):
+        raise TypeError(f"in_channels: expected a sequence of integers, got {in_channels!r}")
     if not all(isinstance(c, int) and c >= 1 for c in in_channels):
         raise ValueError(f"in_channels: expected positive integers, got {list(in_channels)}")
     if not isinstance(width, int) or width < 1:
@@ -109,7 +111,7 @@ class JPU(JointPyramid):
         if len(inputs) < 3:
             raise ValueError(f"inputs: expected at least 3 levels, got {len(inputs)}")
         levels = inputs[-3:]
-        check_levels(levels, self.level_channels, name="inputs[-3:]")
+        self.check(levels, name="inputs[-3:]")
         return levels
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -182,7 +184,7 @@ class JUM(JointPyramid):
 
     def levels_of(self, x_l: Tensor, x_h: Tensor) -> tuple[Tensor, ...]:
         """``(x_h, x_l)``, checked."""
-        check_levels((x_h, x_l), self.level_channels, name="(x_h, x_l)")
+        self.check((x_h, x_l), name="(x_h, x_l)")
         return x_h, x_l
 
     def forward(self, x_l: Tensor, x_h: Tensor) -> Tensor:
