@@ -1,0 +1,53 @@
+// Starts a kernel: on a stream of the current device, or on the CPU.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "device/buffer.h"
+#include "device/target.h"
+
+namespace jpu {
+
+struct Grid {
+  int64_t blocks;
+  int threads;
+};
+
+// Args:
+//   declare: is called with a function that takes Buffers, and names all memory that the kernel may
+//     touch beside its parameters. Only host execution calls it.
+template <class Params, class Declare>
+void launch(const char* name, void (*kernel)(Params), Grid grid, const Params& params, void* stream,
+            Declare&& declare) {
+  if (grid.blocks == 0) return;
+  if (grid.blocks > INT32_MAX) {
+    throw std::runtime_error(std::string(name) + ": expected at most 2147483647 blocks, got " +
+                             std::to_string(grid.blocks));
+  }
+#if JPU_CUDA
+  (void)declare;
+  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) {
+    throw std::runtime_error(std::string(name) + ": launch failed: " + cudaGetErrorString(error));
+  }
+#else
+  (void)stream;
+  host::Launch run(name, static_cast<uint32_t>(grid.blocks), grid.threads);
+  declare([&run](const Buffer& buffer) { run.declare(buffer); });
+  struct Call {
+    void (*kernel)(Params);
+    const Params* params;
+    static void make(const void* self) {
+      const Call& call = *static_cast<const Call*>(self);
+      call.kernel(*call.params);
+    }
+  };
+  const Call call{kernel, &params};
+  run.declare({"parameters", &params, sizeof(Params), {1, 1, 1, 1}, {0, 0, 0, 0}, Access::kRead});
+  run.declare({"call", &call, sizeof(Call), {1, 1, 1, 1}, {0, 0, 0, 0}, Access::kRead});
+  run.execute(&Call::make, &call);
+#endif
+}
+
+}  // namespace jpu

@@ -1,0 +1,74 @@
+// Global and shared memory: elements, 16-byte vectors, the shared block of a kernel.
+#pragma once
+
+#include "device/numeric.h"
+#include "device/target.h"
+
+namespace jpu {
+
+// The widest access that the hardware makes per thread.
+constexpr int kVectorBytes = 16;
+
+template <class T>
+struct alignas(kVectorBytes) Vector {
+  static constexpr int kSize = kVectorBytes / sizeof(T);
+  T at[kSize];
+};
+
+// Of memory that this launch does not write.
+template <class T>
+JPU_DEVICE T load(const T* address) {
+#if JPU_CUDA
+  if constexpr (sizeof(T) == 2) {
+    return T{__ldg(&address->bits)};
+  } else {
+    return __ldg(address);
+  }
+#else
+  return *address;
+#endif
+}
+
+// Of memory that this launch does not write; the address is a multiple of 16 bytes.
+template <class T>
+JPU_DEVICE Vector<T> load_vector(const T* address) {
+  Vector<T> result;
+#if JPU_CUDA
+  *reinterpret_cast<uint4*>(&result) = __ldg(reinterpret_cast<const uint4*>(address));
+#else
+  const host::Word16 word = *reinterpret_cast<const host::Word16*>(address);
+  std::memcpy(&result, &word, sizeof word);
+#endif
+  return result;
+}
+
+template <class T>
+JPU_DEVICE void store(T* address, T value) {
+  *address = value;
+}
+
+// The address is a multiple of 16 bytes.
+template <class T>
+JPU_DEVICE void store_vector(T* address, const Vector<T>& value) {
+#if JPU_CUDA
+  *reinterpret_cast<uint4*>(address) = *reinterpret_cast<const uint4*>(&value);
+#else
+  host::Word16 word;
+  std::memcpy(&word, &value, sizeof word);
+  *reinterpret_cast<host::Word16*>(address) = word;
+#endif
+}
+
+// The shared memory of this block as an S, which is not initialised. One call a kernel.
+template <class S>
+JPU_DEVICE S& shared_memory() {
+  static_assert(sizeof(S) <= 48 * 1024, "more needs dynamic shared memory and an opt-in");
+#if JPU_CUDA
+  __shared__ alignas(kVectorBytes) unsigned char storage[sizeof(S)];
+  return *reinterpret_cast<S*>(storage);
+#else
+  return *static_cast<S*>(host::shared_memory(sizeof(S)));
+#endif
+}
+
+}  // namespace jpu

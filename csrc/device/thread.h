@@ -1,0 +1,33 @@
+// Where a thread stands, and barriers. Grids and blocks have one dimension; kernels decode the rest.
+#pragma once
+
+#include "device/target.h"
+
+namespace jpu {
+
+JPU_DEVICE int thread_index() {
+#if JPU_CUDA
+  return static_cast<int>(threadIdx.x);
+#else
+  return host::thread_index();
+#endif
+}
+
+JPU_DEVICE uint32_t block_index() {
+#if JPU_CUDA
+  return blockIdx.x;
+#else
+  return host::block_index();
+#endif
+}
+
+// Every thread of the block arrives before any goes on, and sees what the others wrote.
+JPU_DEVICE void block_barrier() {
+#if JPU_CUDA
+  __syncthreads();
+#else
+  host::block_barrier();
+#endif
+}
+
+}  // namespace jpu

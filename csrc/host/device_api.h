@@ -1,0 +1,49 @@
+// What the headers of device/ call when a kernel is executed on the CPU. Kernels include nothing else
+// of this folder.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "device/buffer.h"
+
+namespace jpu::host {
+
+// One 16-byte access, which a struct of four floats would not be.
+typedef uint32_t Word16 __attribute__((vector_size(16), may_alias));
+
+int thread_index();
+uint32_t block_index();
+__attribute__((noinline)) void block_barrier();
+void* shared_memory(size_t bytes);
+
+float multiply_add(float a, float b, float c);
+double multiply_add(double a, double b, double c);
+
+float float16_to_float(uint16_t bits);
+uint16_t float_to_float16(float x);
+float bfloat16_to_float(uint16_t bits);
+uint16_t float_to_bfloat16(float x);
+
+void copy_async(void* shared, const void* global, int bytes, int source_bytes);
+void commit_copies();
+void wait_copies(int pending);
+
+// One launch: declare its memory, then execute it. One launch at a time; others wait.
+class Launch {
+ public:
+  Launch(const char* kernel, uint32_t blocks, int threads);
+  ~Launch();
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+
+  void declare(const Buffer& buffer);
+  // Throws std::runtime_error that names kernel, block and thread at the first fault.
+  void execute(void (*body)(const void*), const void* argument);
+
+ private:
+  struct State;
+  State* state_;
+};
+
+}  // namespace jpu::host

@@ -1,0 +1,90 @@
+// One launch under way: its fibers, its order, its shadow.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "host/counters.h"
+#include "host/fiber.h"
+#include "host/runtime.h"
+#include "host/shadow.h"
+
+namespace jpu::host {
+
+struct PendingCopy {
+  void* shared;
+  const void* global;
+  int bytes, source_bytes;
+  uint32_t group;
+};
+
+struct DeviceThread {
+  enum class State { kRunnable, kAtBarrier, kDone };
+  Fiber* fiber = nullptr;
+  State state = State::kRunnable;
+  const void* barrier_site = nullptr;
+  std::vector<PendingCopy> copies;
+};
+
+class Execution {
+ public:
+  Execution() : shadow(order) {}
+
+  std::string kernel;
+  uint32_t blocks = 0;
+  int thread_count = 0;
+  void (*body)(const void*) = nullptr;
+  const void* argument = nullptr;
+  Settings settings;
+  bool counting = false;
+
+  Order order;
+  Shadow shadow;
+  Counters counters;
+
+  // Throws at the first fault.
+  void run();
+
+  // What follows is called from a device thread, that is on a fiber.
+  int thread = 0;
+  uint32_t block = 0;
+  // Whether kernel code is running: not the scheduler, not a function of the runtime.
+  bool in_kernel = false;
+
+  void access(uintptr_t address, int bytes, bool write, const void* site);
+  void barrier(const void* site);
+  void copy_async(void* shared, const void* global, int bytes, int source_bytes);
+  void commit_copies();
+  void wait_copies(int pending);
+  // Ends the launch; does not return.
+  [[noreturn]] void fault(const std::string& what);
+  bool on_own_stack(uintptr_t address) const { return threads_[thread].fiber->holds(address); }
+
+ private:
+  static void thread_entry();
+  void run_block();
+  void release_barrier();
+  void touch(uintptr_t address, int bytes, bool write, bool copy, const void* site);
+  void apply_copies(DeviceThread& owner, uint32_t last_group);
+
+  std::vector<DeviceThread> threads_;
+  AccessLog log_;
+  std::string fault_;
+};
+
+// The launch under way, or null.
+Execution* running();
+
+// While in scope, accesses are the runtime's own and not looked at.
+class InRuntime {
+ public:
+  InRuntime() : e_(running()) { e_->in_kernel = false; }
+  ~InRuntime() { e_->in_kernel = true; }
+
+ private:
+  Execution* e_;
+};
+
+}  // namespace jpu::host

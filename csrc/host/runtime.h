@@ -1,0 +1,34 @@
+// The control surface of host execution.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "host/counters.h"
+
+namespace jpu::host {
+
+struct Settings {
+  // Order of blocks and threads: 0 for ascending, others for a random one each.
+  uint64_t seed = 0;
+  // Asynchronous copies take effect as late as the program's waits allow, or at once.
+  bool late = true;
+};
+
+struct Record {
+  std::string kernel;
+  uint32_t blocks;
+  int threads;
+  Counters counters;
+};
+
+Settings settings();
+void set_settings(const Settings& settings);
+
+// Launches are counted while at least one recorder is open, which slows them down.
+void open_recorder();
+// Returns what was launched since the recorder was opened; they nest.
+std::vector<Record> close_recorder();
+
+}  // namespace jpu::host

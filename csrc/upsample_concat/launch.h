@@ -1,0 +1,91 @@
+// Plans and starts the kernels; included by the instantiations only.
+#pragma once
+
+#include <string>
+
+#include "device/launch.h"
+#include "upsample_concat/backward.h"
+#include "upsample_concat/forward.h"
+
+namespace jpu::upsample_concat {
+
+enum class Direction { kForward, kBackward };
+
+template <class T>
+Path choose_path(const Params& p, const Level& level, Direction direction) {
+  constexpr int V = Vector<T>::kSize;
+  const auto aligned = [](const void* base, const Strides& stride, bool channels) {
+    return reinterpret_cast<uintptr_t>(base) % kVectorBytes == 0 && stride.n % V == 0 && stride.h % V == 0 &&
+           (channels ? stride.c == 1 && stride.w % V == 0 : stride.w == 1 && stride.c % V == 0);
+  };
+  if (level.channels % V == 0 && aligned(level.low, level.low_stride, true) &&
+      aligned(level.high, level.high_stride, true)) {
+    return Path::kChannels;
+  }
+  // The small image is accessed by elements here, so only the large one need be aligned.
+  if (p.width % V == 0 && aligned(level.high, level.high_stride, false)) {
+    const bool same = level.width == p.width && aligned(level.low, level.low_stride, false);
+    return same && direction == Direction::kForward ? Path::kSameWidth : Path::kWidth;
+  }
+  return Path::kElements;
+}
+
+inline Inverse inverse_of(const Axis& axis) {
+  return {1.0 / static_cast<double>(axis.denominator), axis.step == 0 ? 0.0 : 1.0 / static_cast<double>(axis.step)};
+}
+
+// Sets each level's path and tiles; returns the number of blocks.
+template <class T>
+int64_t plan(Params& p, Direction direction) {
+  constexpr int V = Vector<T>::kSize;
+  const auto tiles = [](int64_t size, int tile) { return static_cast<int32_t>((size + tile - 1) / tile); };
+  int64_t blocks = 0;
+  for (int i = 0; i < p.levels; ++i) {
+    Level& level = p.level[i];
+    level.rows = inverse_of(Axis(level.height, p.height, p.align_corners));
+    level.columns = inverse_of(Axis(level.width, p.width, p.align_corners));
+    level.path = choose_path<T>(p, level, direction);
+    const bool forward = direction == Direction::kForward;
+    const Tile tile = forward ? forward_tile<V>(level.path) : backward_tile<V>(level.path);
+    level.tiles_c = tiles(level.channels, tile.channels);
+    level.tiles_h = tiles(forward ? p.height : level.height, tile.height);
+    level.tiles_w = tiles(forward ? p.width : level.width, tile.width);
+    level.first_block = static_cast<uint32_t>(blocks);
+    blocks += static_cast<int64_t>(p.batch) * level.tiles_c * level.tiles_h * level.tiles_w;
+    if (blocks > INT32_MAX) break;  // launch() refuses them
+  }
+  return blocks;
+}
+
+template <class T, class Declare>
+void declare_levels(const Params& p, Direction direction, Declare& declare) {
+  const bool forward = direction == Direction::kForward;
+  for (int i = 0; i < p.levels; ++i) {
+    const Level& l = p.level[i];
+    const Strides &low = l.low_stride, &high = l.high_stride;
+    declare(Buffer{forward ? "level" : "gradient of the level", l.low, sizeof(T),
+                   {p.batch, l.channels, l.height, l.width},
+                   {low.n, low.c, low.h, low.w},
+                   forward ? Access::kRead : Access::kWrite});
+    declare(Buffer{forward ? "output" : "gradient of the output", l.high, sizeof(T),
+                   {p.batch, l.channels, p.height, p.width},
+                   {high.n, high.c, high.h, high.w},
+                   forward ? Access::kWrite : Access::kRead});
+  }
+}
+
+template <class T>
+void forward(Params p, void* stream) {
+  const int64_t blocks = plan<T>(p, Direction::kForward);
+  launch("upsample_concat forward", &upsample_forward<T>, {blocks, kThreads}, p, stream,
+         [&](auto declare) { declare_levels<T>(p, Direction::kForward, declare); });
+}
+
+template <class T>
+void backward(Params p, void* stream) {
+  const int64_t blocks = plan<T>(p, Direction::kBackward);
+  launch("upsample_concat backward", &upsample_backward<T>, {blocks, kThreads}, p, stream,
+         [&](auto declare) { declare_levels<T>(p, Direction::kBackward, declare); });
+}
+
+}  // namespace jpu::upsample_concat

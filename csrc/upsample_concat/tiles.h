@@ -1,0 +1,40 @@
+// Which level and tile a block works on.
+#pragma once
+
+#include "device/thread.h"
+#include "upsample_concat/upsample_concat.h"
+
+namespace jpu::upsample_concat {
+
+struct Place {
+  int level;
+  int n, c, h, w;  // first of the tile
+};
+
+template <class TileOf>
+JPU_DEVICE Place locate(const Params& p, TileOf tile_of) {
+  const uint32_t block = block_index();
+  int level = 0;
+  while (level + 1 < p.levels && block >= p.level[level + 1].first_block) ++level;
+  const Level& l = p.level[level];
+  const Tile tile = tile_of(l.path);
+  uint32_t rest = block - l.first_block;
+  Place place;
+  place.level = level;
+  place.w = static_cast<int>(rest % l.tiles_w) * tile.width;
+  rest /= l.tiles_w;
+  place.h = static_cast<int>(rest % l.tiles_h) * tile.height;
+  rest /= l.tiles_h;
+  place.c = static_cast<int>(rest % l.tiles_c) * tile.channels;
+  place.n = static_cast<int>(rest / l.tiles_c);
+  return place;
+}
+
+JPU_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+
+template <class T>
+JPU_DEVICE T* at(void* base, const Strides& stride, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return static_cast<T*>(base) + (n * stride.n + c * stride.c + h * stride.h + w * stride.w);
+}
+
+}  // namespace jpu::upsample_concat

@@ -1,0 +1,56 @@
+// Bilinear resize of a list of levels to one size, in one launch; and its adjoint.
+//
+// Concatenation is a matter of where each level's result is put: targets may be slices of one tensor.
+#pragma once
+
+#include <cstdint>
+
+#include "upsample_concat/config.h"
+
+namespace jpu::upsample_concat {
+
+struct Strides {  // in elements
+  int64_t n, c, h, w;
+};
+
+struct Inverse {  // of an Axis: integers divide slowly on a GPU
+  double denominator, step;
+};
+
+// One resize. `low` is the level, `high` its counterpart at the common size; forward reads low and writes
+// high, backward reads high (a gradient) and writes low.
+struct Level {
+  void* low;   // [N, channels, height, width]
+  void* high;  // [N, channels, Params::height, Params::width]
+  Strides low_stride, high_stride;
+  int32_t channels, height, width;
+  // The rest is set by plan().
+  Inverse rows, columns;
+  Path path;
+  uint32_t first_block;
+  int32_t tiles_c, tiles_h, tiles_w;
+};
+
+// As many as fit into the 4 KB that every GPU takes as kernel parameters; longer lists take more launches.
+constexpr int kMaxLevels = 24;
+
+struct Params {
+  int32_t levels, batch;
+  int32_t height, width;  // of the common size
+  bool align_corners;
+  Level level[kMaxLevels];
+};
+static_assert(sizeof(Params) <= 4096, "kernel parameters are limited to 4 KB");
+
+// The longest side: coordinates are exact in 64 bits up to here.
+constexpr int64_t kMaxSize = int64_t{1} << 30;
+
+// Args:
+//   stream: a cudaStream_t of the current device; ignored in host execution.
+template <class T>
+void forward(Params params, void* stream);
+
+template <class T>
+void backward(Params params, void* stream);
+
+}  // namespace jpu::upsample_concat

@@ -1,0 +1,9 @@
+"""The operators ``torch.ops.jpu_cuda.*``: schemas, fake kernels, autograd, autocast.
+
+They are defined here, in Python, so that they exist with and without a binary. Implementations come from
+the compiled extension for CUDA tensors and from host execution for CPU tensors, when one is loaded.
+"""
+
+from .upsample_concat import Upsample, UpsampleBackward, UpsampleConcat
+
+__all__ = ["Upsample", "UpsampleBackward", "UpsampleConcat"]

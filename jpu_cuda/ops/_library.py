@@ -1,0 +1,59 @@
+"""The operator library and what registrations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+LIBRARY = torch.library.Library("jpu_cuda", "DEF")
+
+
+def define(schema: str) -> None:
+    """Defines an operator that compiles, exports and has right fake kernels."""
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def register_autograd(name: str, function: Callable[..., Any]) -> None:
+    """Registers what serves an operator where gradients are recorded."""
+    LIBRARY.impl(name, function, "Autograd")
+
+
+def register_autocast(name: str, function: Callable[..., Any]) -> None:
+    """Registers what autocast makes of the arguments; it returns those to call the operator with."""
+    operator = getattr(torch.ops.jpu_cuda, name)
+
+    def register(device: str, key: str) -> None:
+        # The key by its enumerator's name, which has no capitals beyond the device's.
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def autocast(*args: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return operator(*function(*args))
+
+        LIBRARY.impl(name, autocast, key)
+
+    register("cuda", "AutocastCUDA")
+    register("cpu", "AutocastCPU")
+
+
+def widest(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Casts to the widest dtype among them, as autocast does for ``torch.cat``."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def empty_image(like: Tensor, channels: Any, height: Any, width: Any, formats: Sequence[Tensor]) -> Tensor:
+    """An uninitialised [N, channels, height, width], channels_last if all of ``formats`` are."""
+    channels_last = all(suggest_memory_format(tensor) == torch.channels_last for tensor in formats)
+    return torch.empty(
+        (like.shape[0], channels, height, width),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
