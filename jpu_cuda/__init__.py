@@ -7,7 +7,7 @@ it costs no more than torch.
 from importlib import import_module
 from types import ModuleType
 
-from . import functional
+from . import functional, host
 from ._version import __version__
 from .backend import BackendUnavailableError, Explanation, use_backend
 from .convert import convert_state_dict
@@ -24,6 +24,7 @@ __all__ = [
     "convert_state_dict",
     "explain",
     "functional",
+    "host",
     "identities",
     "mmseg",
     "models",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
 
+import torch
+from torch import Tensor
+
+from . import _extension, host
+
 BACKENDS = ("auto", "cuda", "host", "reference")
 
-# Why a backend cannot be asked for; the ones that are not listed are available.
-_UNAVAILABLE = {
-    "cuda": "this version has no compiled CUDA kernels",
-    "host": "this version has no kernels to execute on the CPU",
-}
+# What the kernels are instantiated for.
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# The device that each kernel backend takes tensors of.
+_DEVICE = {"cuda": "cuda", "host": "cpu"}
 
 _requested: ContextVar[str] = ContextVar("jpu_cuda_backend", default="auto")
 
@@ -32,7 +38,8 @@ class use_backend:
     Args:
         name: ``"auto"`` (compiled kernels for CUDA tensors, the reference for all else), ``"cuda"``
             (compiled kernels or an error), ``"host"`` (the kernels executed on the CPU, for
-            verification) or ``"reference"`` (pure PyTorch).
+            verification; built on first use, which takes about half a minute) or ``"reference"``
+            (pure PyTorch).
 
     Raises:
         ValueError: an unknown name.
@@ -42,12 +49,8 @@ class use_backend:
     def __init__(self, name: str) -> None:
         if name not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-        if name in _UNAVAILABLE:
-            available = [known for known in BACKENDS if known not in _UNAVAILABLE]
-            raise BackendUnavailableError(
-                f"backend {name!r} is not available: {_UNAVAILABLE[name]}; "
-                f"expected one of {', '.join(map(repr, available))}"
-            )
+        if (why_not := _unavailable(name)) is not None:
+            raise BackendUnavailableError(f"backend {name!r} is not available: {why_not}")
         self.name = name
         self._entered = False
         self._token: Token[str] = _requested.set(name)
@@ -87,8 +90,59 @@ class Explanation:
         return f"backend {self.backend}, policy {self.policy}: {self.reason}"
 
 
-def choose() -> Explanation:
-    """Decides which backend serves a call made in this context."""
-    if requested_backend() == "reference":
+def choose(tensor: Tensor) -> Explanation:
+    """Decides which backend serves an op on ``tensor``, and those like it, in this context.
+
+    Raises:
+        BackendUnavailableError: ``"cuda"`` or ``"host"`` was asked for and cannot serve this tensor.
+    """
+    requested = requested_backend()
+    if requested == "reference":
         return Explanation("reference", "torch", "asked for by use_backend('reference')")
-    return Explanation("reference", "torch", f"auto, and {_UNAVAILABLE['cuda']}; pure PyTorch serves every call")
+    if torch.onnx.is_in_onnx_export():
+        return Explanation("reference", "torch", "ONNX export, which knows plain operators only")
+    device = tensor.device
+    if requested == "auto" and device.type != "cuda":
+        return Explanation("reference", "torch", f"auto, and kernels serve CUDA tensors; got {device.type}")
+    why_not = _why_not(tensor, "cuda" if requested == "auto" else requested)
+    if why_not is None:
+        backend = "host" if requested == "host" else "cuda"
+        return Explanation(backend, "fma", f"{requested}, and kernels take {tensor.dtype} on {device.type}")
+    if requested != "auto":
+        raise BackendUnavailableError(f"backend {requested!r} cannot serve this call: {why_not}")
+    return Explanation("reference", "torch", f"auto, but {why_not}")
+
+
+def _unavailable(name: str) -> str | None:
+    """Why a backend cannot be asked for at all."""
+    if name == "cuda":
+        status = _extension.load()
+        return None if status.available else status.reason
+    if name == "host":
+        try:
+            host.load()
+        except (host.HostBuildError, OSError) as error:
+            return str(error)
+    return None
+
+
+def _why_not(tensor: Tensor, backend: str) -> str | None:
+    if tensor.device.type != _DEVICE[backend]:
+        return f"expected tensors on {_DEVICE[backend]}, got {tensor.device.type}"
+    if tensor.dtype not in DTYPES:
+        return f"expected {', '.join(str(dtype) for dtype in DTYPES)}, got {tensor.dtype}"
+    return _why_not_device(tensor.device.index) if backend == "cuda" else None
+
+
+# A constant of the process, and nothing for torch.compile to look into.
+@torch.compiler.assume_constant_result
+def _why_not_device(index: int) -> str | None:
+    why_not = _extension.supports(index)
+    if why_not is not None and why_not not in _warned:
+        _warned.add(why_not)
+        if requested_backend() == "auto":
+            warnings.warn(f"jpu_cuda: PyTorch serves CUDA tensors, since {why_not}", stacklevel=2)
+    return why_not
+
+
+_warned: set[str] = set()

@@ -1,13 +1,16 @@
-"""The ops of this project as functions, checked here.
+"""The ops of this project as functions, checked here and served by the kernels or the reference.
 
-Each is defined by its counterpart in :mod:`jpu_cuda.reference`, which serves it until it has a kernel.
+Each is defined by its counterpart in :mod:`jpu_cuda.reference`, which serves whatever no kernel takes.
 """
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from . import ops  # noqa: F401  defines torch.ops.jpu_cuda
 from ._checks import check_levels, same_for_convolution
+from .backend import choose
 from .reference import separable_pyramid as _separable_pyramid
 from .reference import upsample_concat as _upsample_concat
 
@@ -26,9 +29,16 @@ def upsample(levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
 
     Raises:
         TypeError, ValueError: levels that do not fit; the message says expected and got.
+        BackendUnavailableError: a backend was asked for by name that cannot serve these tensors.
     """
     check_levels(levels)
-    return _upsample_concat.upsample(levels, align_corners)
+    if choose(levels[0]).backend == "reference":
+        return _upsample_concat.upsample(levels, align_corners)
+    first, *others = levels
+    height, width = first.shape[2:]
+    if len({level.dtype for level in others}) > 1:  # under autocast, which leaves each its own
+        return [first, *(torch.ops.jpu_cuda.upsample([x], height, width, align_corners)[0] for x in others)]
+    return [first, *(torch.ops.jpu_cuda.upsample(others, height, width, align_corners) if others else ())]
 
 
 def upsample_concat(levels: Sequence[Tensor], align_corners: bool, reverse: bool = False) -> Tensor:
@@ -45,9 +55,12 @@ def upsample_concat(levels: Sequence[Tensor], align_corners: bool, reverse: bool
 
     Raises:
         TypeError, ValueError: levels that do not fit; the message says expected and got.
+        BackendUnavailableError: a backend was asked for by name that cannot serve these tensors.
     """
     check_levels(levels)
-    return _upsample_concat.upsample_concat(levels, align_corners, reverse)
+    if choose(levels[0]).backend == "reference":
+        return _upsample_concat.upsample_concat(levels, align_corners, reverse)
+    return torch.ops.jpu_cuda.upsample_concat(list(levels), align_corners, reverse)
 
 
 def separable_pyramid(

@@ -174,7 +174,9 @@ def _tool(name: str) -> str:
     # Wheels of cmake and ninja put their programs beside the interpreter, which need not be on PATH.
     found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
     if found is None:
-        raise HostBuildError(f"host execution: expected {name} on PATH to build the kernels, got none (pip install {name})")
+        raise HostBuildError(
+            f"host execution: expected {name} on PATH to build the kernels, got none (pip install {name})"
+        )
     return found
 
 

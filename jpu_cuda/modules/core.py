@@ -86,18 +86,26 @@ class JointPyramid(nn.Module):
             [N, D·width, H_0, W_0], the branches in the order of their dilations.
         """
         features = [self.stage(i)(level) for i, level in enumerate(levels)]
-        upsampled = self._upsample(features)
-        u = torch.cat(upsampled[::-1] if self.layout.coarsest_first else upsampled, dim=1)
+        u = self._upsample_concat(features)
         outputs = [self.branch(i)(u) for i in range(self.num_branches)]
         if self.emits_coarsest:
-            outputs.insert(0, upsampled[-1])
+            coarsest = features[-1].shape[1]
+            outputs.insert(0, u[:, :coarsest] if self.layout.coarsest_first else u[:, -coarsest:])
         return torch.cat(outputs, dim=1)
 
-    def _upsample(self, features: list[Tensor]) -> list[Tensor]:
-        if self.up_kwargs.get("mode") == "bilinear" and self.up_kwargs.keys() <= {"mode", "align_corners"}:
-            return functional.upsample(features, bool(self.up_kwargs.get("align_corners", False)))
+    @property
+    def resizes_bilinearly(self) -> bool:
+        """Whether ``up_kwargs`` ask for what the kernels do; any other resize is PyTorch's."""
+        return self.up_kwargs.get("mode") == "bilinear" and self.up_kwargs.keys() <= {"mode", "align_corners"}
+
+    def _upsample_concat(self, features: list[Tensor]) -> Tensor:
+        reverse = self.layout.coarsest_first
+        if self.resizes_bilinearly:
+            align_corners = bool(self.up_kwargs.get("align_corners", False))
+            return functional.upsample_concat(features, align_corners, reverse)
         size = features[0].shape[2:]
-        return [features[0], *(F.interpolate(x, size, **self.up_kwargs) for x in features[1:])]
+        resized = [features[0], *(F.interpolate(x, size, **self.up_kwargs) for x in features[1:])]
+        return torch.cat(resized[::-1] if reverse else resized, dim=1)
 
 
 def conv_norm_relu(in_channels: int, width: int, norm_layer: Any) -> nn.Sequential:
