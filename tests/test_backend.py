@@ -1,6 +1,7 @@
 """use_backend and explain."""
 
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,7 +9,18 @@ import torch
 from helpers import pyramid
 
 import jpu_cuda
-from jpu_cuda import JPU, JPU_X, BackendUnavailableError, explain, mmseg, use_backend
+from jpu_cuda import (
+    JPU,
+    JPU_X,
+    BackendUnavailableError,
+    _extension,
+    backend,
+    explain,
+    functional,
+    host,
+    mmseg,
+    use_backend,
+)
 from jpu_cuda.backend import requested_backend
 
 
@@ -85,17 +97,50 @@ def test_an_unknown_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda", "host"])
-def test_an_unavailable_backend_raises_and_changes_nothing(name: str) -> None:
+def test_an_unavailable_backend_raises_and_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise host.HostBuildError("no compiler")
+
+    monkeypatch.setattr(host, "load", fail)
+    monkeypatch.setattr(_extension, "load", lambda: _extension.Status(False, "no binary"))
     use_backend("reference")
-    with pytest.raises(BackendUnavailableError, match=f"'{name}' is not available: .* expected one of 'auto', 'ref"):
+    with pytest.raises(BackendUnavailableError, match=f"'{name}' is not available: no (binary|compiler)"):
         use_backend(name)
     assert requested_backend() == "reference"
+
+
+def test_cuda_asked_for_does_not_take_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "load", lambda: _extension.Status(True, "loaded"))
+    with use_backend("cuda"), pytest.raises(BackendUnavailableError, match="expected tensors on cuda, got cpu"):
+        functional.upsample_concat(pyramid(), align_corners=False)
+
+
+def test_kernels_asked_for_do_not_take_other_dtypes() -> None:
+    level = torch.zeros(1, 1, 2, 2).to(torch.float8_e4m3fn)
+    with use_backend("host"), pytest.raises(BackendUnavailableError, match="expected torch.float64, .* got torch.flo"):
+        functional.upsample_concat([level], align_corners=False)
+
+
+def test_auto_warns_once_that_pytorch_serves_cuda_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "supports", lambda index: f"no code for device {index}")
+    monkeypatch.setattr(backend, "_warned", set())
+    with pytest.warns(UserWarning, match="PyTorch serves CUDA tensors, since no code for device 0"):
+        assert backend._why_not_device(0) == "no code for device 0"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend._why_not_device(0) == "no code for device 0"
+
+
+@pytest.mark.gpu
+def test_auto_serves_cuda_tensors_with_kernels() -> None:
+    answer = backend.choose(torch.zeros(1, device="cuda"))
+    assert answer.backend == "cuda", answer.reason
 
 
 def test_explain_says_why_auto_serves_the_reference() -> None:
     answer = explain(JPU((8, 16, 32), width=8), *pyramid(dtype=torch.float32))
     assert (answer.backend, answer.policy) == ("reference", "torch")
-    assert "no compiled CUDA kernels" in answer.reason
+    assert "kernels serve CUDA tensors; got cpu" in answer.reason
     assert str(answer) == f"backend reference, policy torch: {answer.reason}"
 
 

@@ -1,0 +1,192 @@
+"""Modules whose upsample-concat the kernels serve, on host execution: outputs, gradients, what explain says."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import pyramid, randomise
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from jpu_cuda import JPU, JPU_X, explain, host, mmseg, use_backend
+from jpu_cuda.modules.fastfcn import TramacJPU
+from jpu_cuda.modules.sssegmentation import SSSegmentationJPU
+
+CHANNELS = (8, 16, 32)
+
+
+def _jpu_x(**kwargs: Any) -> nn.Module:
+    return JPU_X((8, 128, 16), width=64, **kwargs)
+
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[list[Tensor]], tuple[Any, ...]], int]] = {
+    "JPU": (lambda: JPU(CHANNELS, width=8), tuple, 1),
+    "JPU without aligned corners": (
+        lambda: JPU(CHANNELS, width=8, up_kwargs={"mode": "bilinear", "align_corners": False}),
+        tuple,
+        1,
+    ),
+    "TramacJPU": (lambda: TramacJPU(CHANNELS, width=8), tuple, 1),
+    "JPU_X": (_jpu_x, lambda levels: (levels[0], *levels), 2),
+    "mmseg.JPU": (lambda: mmseg.JPU(CHANNELS, 8), lambda levels: (levels,), 1),
+    "SSSegmentationJPU": (lambda: SSSegmentationJPU(CHANNELS, 8), lambda levels: (levels,), 1),
+}
+
+
+def _levels(name: str, **kwargs: Any) -> list[Tensor]:
+    return pyramid((8, 128, 16) if name == "JPU_X" else CHANNELS, **kwargs)
+
+
+def _out(result: Any) -> Tensor:
+    return result[-1] if isinstance(result, tuple | list) else result
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    with use_backend("auto"):
+        yield
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_kernels_serve_the_module_and_its_gradients(name: str, training: bool) -> None:
+    make, arguments, launches = MODULES[name]
+    module = randomise(make()).double().train(training)
+    results = []
+    for backend in ("reference", "host"):
+        levels = _levels(name, requires_grad=True)
+        module.zero_grad()
+        with use_backend(backend), host.record() as recorded:
+            out = _out(module(*arguments(levels)))
+            out.square().sum().backward()
+        kernels = [launch.kernel for launch in recorded]
+        if backend == "host":
+            assert sorted(kernels) == ["upsample_concat backward"] * launches + ["upsample_concat forward"] * launches
+        else:
+            assert kernels == []
+        gradients = [p.grad for p in module.parameters()] + [level.grad for level in levels]
+        results.append([out, *gradients])
+    # Float64 throughout: only the order of the resize's few operations differs. A bias before batch statistics
+    # has a gradient that is zero but for rounding, so the scale is that of all gradients.
+    scale = max(float(x.detach().abs().max()) for x in results[0] if x is not None)
+    for reference, served in zip(*results, strict=True):
+        assert (reference is None) == (served is None)
+        if reference is not None:
+            torch.testing.assert_close(served, reference, rtol=1e-9, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_modules_are_served(dtype: torch.dtype) -> None:
+    jpu = randomise(JPU(CHANNELS, width=8)).to(dtype).eval()
+    levels = pyramid(dtype=dtype)
+    truth = randomise(JPU(CHANNELS, width=8)).to(dtype).double().eval()(*(x.double() for x in levels))[-1]
+    reference = jpu(*levels)[-1]
+    with use_backend("host"):
+        served = jpu(*levels)[-1]
+    error, allowed = ((x.double() - truth).abs().max() for x in (served, reference))
+    assert served.dtype == dtype
+    assert error <= 1.25 * allowed + torch.finfo(dtype).eps / 2 * truth.abs().max()
+
+
+def test_channels_last_stays_channels_last() -> None:
+    jpu = JPU(CHANNELS, width=8).to(memory_format=torch.channels_last)
+    levels = [x.to(memory_format=torch.channels_last) for x in pyramid(dtype=torch.float32)]
+    with use_backend("host"):
+        out = jpu(*levels)[-1]
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_another_mode_is_pytorchs() -> None:
+    jpu = JPU(CHANNELS, width=8, up_kwargs={"mode": "nearest"})
+    levels = pyramid(dtype=torch.float32)
+    with use_backend("host"), host.record() as launches:
+        jpu(*levels)
+        answer = explain(jpu, *levels)
+    assert launches == []
+    assert answer.backend == "reference"
+    assert "got up_kwargs {'mode': 'nearest'}" in answer.reason
+
+
+def test_explain_names_the_backend_and_what_it_serves() -> None:
+    with use_backend("host"):
+        answer = explain(JPU(CHANNELS, width=8), *pyramid(dtype=torch.float32))
+    assert (answer.backend, answer.policy) == ("host", "fma")
+    assert "upsample_concat; PyTorch serves the stages and branches" in answer.reason
+
+
+class _Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def _hook(jpu: JPU) -> None:
+    jpu.dilation1[0].register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def _parametrise(jpu: JPU) -> None:
+    parametrize.register_parametrization(jpu.conv4[0], "weight", _Doubled())
+
+
+def _prune(jpu: JPU) -> None:
+    prune.l1_unstructured(jpu.dilation2[0].pointwise, "weight", 0.5)
+
+
+def _replace(jpu: JPU) -> None:
+    jpu.conv3[2] = _Doubled()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_hook, "dilation1.0 has hooks"),
+        (_parametrise, "conv4.0 is parametrised"),
+        (_prune, "dilation2.0.pointwise has hooks"),
+        (_replace, "conv3.2 is a test_served._Doubled"),
+    ],
+    ids=["hook", "parametrisation", "pruning", "foreign class"],
+)
+def test_a_changed_submodule_acts_and_is_named(change: Callable[[JPU], None], named: str) -> None:
+    jpu = randomise(JPU(CHANNELS, width=8)).double().eval()
+    levels = pyramid()
+    before = jpu(*levels)[-1]
+    change(jpu)
+    with use_backend("reference"):
+        expected = jpu(*levels)[-1]
+    with use_backend("host"):
+        out = jpu(*levels)[-1]
+        reason = explain(jpu, *levels).reason
+    assert not torch.allclose(out, before)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    assert named in reason
+
+
+def test_autocast_is_served_in_its_dtype() -> None:
+    jpu = JPU(CHANNELS, width=8).eval()
+    levels = pyramid(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        reference = jpu(*levels)[-1]
+        with use_backend("host"), host.record() as launches:
+            out = jpu(*levels)[-1]
+            assert "torch.bfloat16" in explain(jpu, *levels).reason
+    assert len(launches) == 1
+    assert out.dtype == reference.dtype
+
+
+def test_gradcheck_of_a_whole_module() -> None:
+    jpu = randomise(JPU((2, 2, 2), width=1)).double().eval()
+    levels = pyramid((2, 2, 2), ((4, 5), (2, 3), (1, 2)), batch=1, requires_grad=True)
+    with use_backend("host"):
+        assert torch.autograd.gradcheck(lambda *x: jpu(*x)[-1], levels)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_compiled_module_is_served_in_one_graph(training: bool) -> None:
+    jpu = randomise(JPU(CHANNELS, width=8)).double().train(training)
+    levels = pyramid()
+    with use_backend("host"):
+        expected = jpu(*levels)[-1]
+        with host.record() as launches:
+            out = torch.compile(jpu, fullgraph=True, backend="aot_eager")(*levels)[-1]
+    assert [launch.kernel for launch in launches] == ["upsample_concat forward"]
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
