@@ -10,7 +10,9 @@
 #define JPU_CUDA 1
 #define JPU_DEVICE __device__ __forceinline__
 #define JPU_HOST_DEVICE __host__ __device__ __forceinline__
-#define JPU_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// So many blocks must fit on a multiprocessor, which bounds the registers. Without a number ptxas aims for more
+// blocks of its own accord, and spills.
+#define JPU_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 // By value and never copied to local memory, however it is indexed.
 #define JPU_PARAMS const __grid_constant__
 #define JPU_UNROLL _Pragma("unroll")
@@ -20,7 +22,7 @@
 // the address in the kernel that called the runtime.
 #define JPU_DEVICE __attribute__((always_inline)) inline
 #define JPU_HOST_DEVICE inline
-#define JPU_KERNEL(threads) void
+#define JPU_KERNEL(threads, blocks) void
 #define JPU_PARAMS const
 #define JPU_UNROLL
 #include "host/device_api.h"

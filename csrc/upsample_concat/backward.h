@@ -108,7 +108,7 @@ JPU_DEVICE void gather_width(const Level& level, const Place& place, const Axis&
 }
 
 template <class T>
-JPU_KERNEL(kThreads)
+JPU_KERNEL(kThreads, 1)
 upsample_backward(JPU_PARAMS Params p) {
   constexpr int V = Vector<T>::kSize;
   const Place place = locate(p, [](Path path) { return backward_tile<V>(path); });

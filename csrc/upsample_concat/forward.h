@@ -52,7 +52,7 @@ JPU_DEVICE Accumulate<T> blend(const T* first_row, const T* second_row, int64_t 
 }
 
 template <class T>
-JPU_KERNEL(kThreads)
+JPU_KERNEL(kThreads, 3)
 upsample_forward(JPU_PARAMS Params p) {
   using A = Accumulate<T>;
   constexpr int V = Vector<T>::kSize;
