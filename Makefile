@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench compile-gate clean
 
 demo: $(STAMP)
 	$(BIN)/python -m benchmarks demo
@@ -20,11 +20,15 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-enable $(ARGS)
 
+# Every kernel for every architecture, and the binary; needs no GPU, and installs nvcc where there is none.
+compile-gate: $(STAMP)
+	$(BIN)/python tests/compile_gate.py $(ARGS)
+
 # Installed anew only when what it was made from has changed.
 $(STAMP): pyproject.toml constraints.txt setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"expected Python >= 3.10, got {v[0]}.{v[1]}; set PYTHON=" if v < (3, 10) else 0)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	JPU_CUDA_KERNELS=off $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 clean:

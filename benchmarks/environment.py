@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -13,11 +12,9 @@ import numpy
 import torch
 
 import jpu_cuda
+from jpu_cuda import _source
 
 ROOT = Path(__file__).resolve().parent.parent
-
-_BUILD_FILES = ("CMakeLists.txt", "setup.py")
-_COMPILED = {".o", ".so", ".a", ".pyc"}
 
 
 @dataclass(frozen=True)
@@ -89,28 +86,5 @@ def _commit(root: Path) -> str | None:
 
 
 def source_hash(root: Path = ROOT) -> str:
-    """SHA-256 of the kernels' sources and build flags, in hexadecimal.
-
-    Covers ``csrc/`` (all of it but hidden files and compiled ones), ``CMakeLists.txt`` and ``setup.py``
-    by path and content, whatever the time stamps, the place of the checkout and its line endings.
-
-    Raises:
-        FileNotFoundError: ``root`` is not the root of this repository.
-    """
-    if not (root / "setup.py").is_file():
-        raise FileNotFoundError(f"source hash: expected the repository root with setup.py, got {root}")
-    paths = [root / name for name in _BUILD_FILES]
-    paths += [path for path in (root / "csrc").rglob("*") if _is_source(path.relative_to(root))]
-    digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
-        if path.is_file():
-            content = path.read_bytes().replace(b"\r\n", b"\n")
-            # The length keeps the end of one file apart from the beginning of the next.
-            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
-            digest.update(content)
-    return digest.hexdigest()
-
-
-def _is_source(path: Path) -> bool:
-    hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-    return not hidden and path.suffix not in _COMPILED
+    """SHA-256 of the kernels' sources and build flags, in hexadecimal; see :mod:`jpu_cuda._source`."""
+    return _source.source_hash(root)
