@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__
+import torch
+
+from . import __version__, _extension
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,20 +23,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jpu_cuda", description="Joint Pyramid Upsampling")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
+    described = "say which kernels this installation has, and whether they serve this machine's GPUs"
+    commands.add_parser("info", help=described, description=described)
     described = "segment one image: writes <name>_mask.png and <name>_overlay.png"
     segment_parser = commands.add_parser("segment", help=described, description=described)
     try:
         from . import segment
     except ImportError as error:
+        if list(sys.argv[1:] if argv is None else argv) == ["info"]:
+            return _info()
         print(f"error: expected Pillow to be installed (pip install 'jpu-cuda[models]'), got: {error}", file=sys.stderr)
         return 2
     segment.add_arguments(segment_parser)
     arguments = parser.parse_args(argv)
+    if arguments.command == "info":
+        return _info()
     try:
         segment.run(arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)  # PyTorch's have several lines
         return 2
+    return 0
+
+
+def _info() -> int:
+    print(f"jpu_cuda {__version__}, torch {torch.__version__}")
+    print("kernels:", _extension.load().reason)
+    for index in range(torch.cuda.device_count()):
+        why_not = _extension.supports(index)
+        print(f"{torch.cuda.get_device_name(index)}: {'served by the kernels' if why_not is None else why_not}")
     return 0
 
 
