@@ -101,6 +101,8 @@ def choose(tensor: Tensor) -> Explanation:
         return Explanation("reference", "torch", "asked for by use_backend('reference')")
     if torch.onnx.is_in_onnx_export():
         return Explanation("reference", "torch", "ONNX export, which knows plain operators only")
+    if torch._C._are_functorch_transforms_active():
+        return Explanation("reference", "torch", "torch.func transforms, which know PyTorch's own operators only")
     device = tensor.device
     if requested == "auto" and device.type != "cuda":
         return Explanation("reference", "torch", f"auto, and kernels serve CUDA tensors; got {device.type}")

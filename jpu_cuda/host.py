@@ -138,30 +138,34 @@ def load_module(path: Path) -> ModuleType:
 
 
 @contextmanager
-def record() -> Iterator[list[Launch]]:
-    """Counts what kernels cost while the block runs.
+def record(module: ModuleType | None = None) -> Iterator[list[Launch]]:
+    """Counts what kernels cost while the block runs, whichever thread launches them.
+
+    Args:
+        module: a library of other kernels; the product's, as :func:`load` gives it, if None.
 
     Yields:
         A list that has one :class:`Launch` a launch, in order, once the block has ended.
     """
-    module = load()
+    module = load() if module is None else module
     launches: list[Launch] = []
-    module.open_recorder()
+    recorder = module.open_recorder()
     try:
         yield launches
     finally:
-        launches.extend(Launch(**entry) for entry in module.close_recorder())
+        launches.extend(Launch(**entry) for entry in module.close_recorder(recorder))
 
 
 @contextmanager
-def schedule(seed: int = 0, *, late: bool = True) -> Iterator[None]:
+def schedule(seed: int = 0, *, late: bool = True, module: ModuleType | None = None) -> Iterator[None]:
     """Sets in which order blocks and threads run, and when asynchronous copies take effect.
 
     Args:
         seed: 0 for ascending order; others for a random one each.
         late: as late as the kernel's own waits allow, or as soon as they are issued.
+        module: as in :func:`record`.
     """
-    module = load()
+    module = load() if module is None else module
     before = module.configuration()
     module.configure(seed, late)
     try:

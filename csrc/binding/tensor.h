@@ -90,8 +90,7 @@ void dispatch_dtype(const Tensor& t, F&& f) {
     case ScalarType::BFloat16:
       return f(bfloat16{});
     default:
-      STD_TORCH_CHECK(false, "dtype: expected float64, float32, float16 or bfloat16, got scalar type ",
-                      static_cast<int>(t.scalar_type()));
+      STD_TORCH_CHECK(false, "dtype: expected float64, float32, float16 or bfloat16, got ", t.scalar_type());
   }
 }
 

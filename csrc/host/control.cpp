@@ -1,5 +1,4 @@
-// The Python module: seeds, completion of asynchronous work, recording. Importing it also registers the
-// operators for CPU tensors, where the library was built with them.
+// What Python may set and read: seeds, completion of asynchronous work, recording.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -42,15 +41,11 @@ void bind_control(py::module_& module) {
   module.def("configure", [](uint64_t seed, bool late) { set_settings({seed, late}); });
   module.def("configuration", [] { return py::make_tuple(settings().seed, settings().late); });
   module.def("open_recorder", &open_recorder);
-  module.def("close_recorder", [] {
+  module.def("close_recorder", [](uint64_t recorder) {
     py::list result;
-    for (const Record& record : close_recorder()) result.append(to_dict(record));
+    for (const Record& record : close_recorder(recorder)) result.append(to_dict(record));
     return result;
   });
 }
 
 }  // namespace jpu::host
-
-#if !defined(JPU_HOST_NO_MODULE)
-PYBIND11_MODULE(_host, module) { jpu::host::bind_control(module); }
-#endif

@@ -1,6 +1,7 @@
 // What a launch costs, counted as the hardware would see it: per warp and instruction.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <vector>
@@ -38,7 +39,12 @@ class AccessLog {
     int bytes;
     bool write, shared;
   };
-  void count_warp(const std::vector<const Entry*>& lanes, Counters& counters) const;
+  struct Lane {
+    size_t index;
+    const Entry* entry;
+  };
+  static void count_global(const std::vector<Lane>& lanes, Counters& counters);
+  static void count_shared(const std::vector<Lane>& lanes, Counters& counters);
 
   std::vector<std::vector<Entry>> threads_;
 };

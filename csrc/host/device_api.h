@@ -25,7 +25,7 @@ uint16_t float_to_float16(float x);
 float bfloat16_to_float(uint16_t bits);
 uint16_t float_to_bfloat16(float x);
 
-void copy_async(void* shared, const void* global, int bytes, int source_bytes);
+__attribute__((noinline)) void copy_async(void* shared, const void* global, int bytes, int source_bytes);
 void commit_copies();
 void wait_copies(int pending);
 
@@ -37,6 +37,8 @@ class Launch {
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;
 
+  // One object without strides, only read, is an argument: counters leave it out, since the hardware has it in
+  // a constant bank.
   void declare(const Buffer& buffer);
   // Throws std::runtime_error that names kernel, block and thread at the first fault.
   void execute(void (*body)(const void*), const void* argument);

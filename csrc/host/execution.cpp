@@ -12,6 +12,8 @@
 
 namespace jpu::host {
 
+thread_local Execution* current_execution = nullptr;
+
 namespace {
 
 // Stacks are kept from launch to launch; only one runs at a time.
@@ -53,7 +55,7 @@ void Execution::run() {
   for (int t = 0; t < thread_count; ++t) threads_[t].fiber = pool[t].get();
   for (const uint32_t b : block_order) {
     block = b;
-    shadow.start_block(b, 0);
+    shadow.start_block(b);
     order.start_block(thread_count);
     if (counting) log_.start_block(thread_count);
     for (DeviceThread& t : threads_) {
@@ -109,19 +111,26 @@ void Execution::release_barrier() {
   for (DeviceThread& t : threads_) t.state = DeviceThread::State::kRunnable;
 }
 
-void Execution::touch(uintptr_t address, int bytes, bool write, bool copy, const void* site) {
+void Execution::touch(const Shadow::Event& event, const void* site) {
   Shadow::Verdict verdict;
-  shadow.check({address, bytes, write, copy ? order.copies_of(thread) : static_cast<Agent>(thread),
-                copy ? order.group(thread) : order.clock(thread), thread},
-               verdict);
-  if (!verdict.fault.empty()) fault(verdict.fault);
+  if (!shadow.check(event, verdict)) fault(shadow.fault());
   if (!counting || !verdict.counts) return;
-  (write ? counters.distinct_write_bytes : counters.distinct_read_bytes) += verdict.distinct_bytes;
-  log_.add(thread, site, address, bytes, write, verdict.shared);
+  (event.write ? counters.distinct_write_bytes : counters.distinct_read_bytes) += verdict.distinct_bytes;
+  log_.add(thread, site, event.address, event.bytes, event.write, verdict.shared);
 }
 
-void Execution::access(uintptr_t address, int bytes, bool write, const void* site) {
-  touch(address, bytes, write, false, site);
+void Execution::access(uintptr_t address, int bytes, bool write, bool aligned, const void* site) {
+  touch({address, bytes, write, aligned, static_cast<Agent>(thread), order.clock(thread), thread}, site);
+}
+
+void Execution::copy_access(uintptr_t address, int bytes, bool write, const void* site) {
+  touch({address, bytes, write, false, order.copies_of(thread), order.group(thread), thread}, site);
+}
+
+void* Execution::shared_memory(size_t bytes) {
+  void* memory = shadow.shared_memory(bytes);
+  if (memory == nullptr) fault("shared memory of " + std::to_string(bytes) + " bytes: too much, or asked for twice");
+  return memory;
 }
 
 void Execution::barrier(const void* site) {
@@ -131,17 +140,21 @@ void Execution::barrier(const void* site) {
   self.fiber->leave();
 }
 
-void Execution::copy_async(void* shared, const void* global, int bytes, int source_bytes) {
-  const void* site = __builtin_return_address(0);
+void Execution::copy_async(void* shared, const void* global, int bytes, int source_bytes, const void* site) {
+  const uintptr_t from = reinterpret_cast<uintptr_t>(global), to = reinterpret_cast<uintptr_t>(shared);
   if (source_bytes < 0 || source_bytes > bytes) {
-    fault("asynchronous copy: expected 0 to " + std::to_string(bytes) + " source bytes, got " + std::to_string(source_bytes));
+    fault("asynchronous copy: expected 0 to " + std::to_string(bytes) + " source bytes, got " +
+          std::to_string(source_bytes));
   }
-  if (reinterpret_cast<uintptr_t>(global) % bytes != 0) {
-    fault("misaligned asynchronous copy of " + std::to_string(bytes) + " bytes");
+  if (!shadow.is_shared(shared)) fault("asynchronous copy: expected a destination in shared memory");
+  if (shadow.is_shared(global)) fault("asynchronous copy: expected a source in global memory, got shared memory");
+  if (from % bytes != 0 || to % bytes != 0) {
+    fault("misaligned asynchronous copy of " + std::to_string(bytes) + " bytes: the source is " +
+          std::to_string(from % bytes) + " past a multiple of that, the destination " + std::to_string(to % bytes));
   }
 #if !defined(JPU_HOST_UNCHECKED)
-  if (source_bytes != 0) touch(reinterpret_cast<uintptr_t>(global), source_bytes, false, true, site);
-  touch(reinterpret_cast<uintptr_t>(shared), bytes, true, true, site);
+  if (source_bytes != 0) copy_access(from, source_bytes, false, site);
+  copy_access(to, bytes, true, site);
 #else
   (void)site;
 #endif
@@ -186,12 +199,13 @@ void block_barrier() {
 
 void* shared_memory(size_t bytes) {
   const InRuntime inside;
-  return running()->shadow.shared_memory(bytes);
+  return running()->shared_memory(bytes);
 }
 
 void copy_async(void* shared, const void* global, int bytes, int source_bytes) {
+  const void* site = __builtin_return_address(0);
   const InRuntime inside;
-  running()->copy_async(shared, global, bytes, source_bytes);
+  running()->copy_async(shared, global, bytes, source_bytes, site);
 }
 
 void commit_copies() {

@@ -53,9 +53,10 @@ class Execution {
   // Whether kernel code is running: not the scheduler, not a function of the runtime.
   bool in_kernel = false;
 
-  void access(uintptr_t address, int bytes, bool write, const void* site);
+  void access(uintptr_t address, int bytes, bool write, bool aligned, const void* site);
   void barrier(const void* site);
-  void copy_async(void* shared, const void* global, int bytes, int source_bytes);
+  void* shared_memory(size_t bytes);
+  void copy_async(void* shared, const void* global, int bytes, int source_bytes, const void* site);
   void commit_copies();
   void wait_copies(int pending);
   // Ends the launch; does not return.
@@ -66,7 +67,8 @@ class Execution {
   static void thread_entry();
   void run_block();
   void release_barrier();
-  void touch(uintptr_t address, int bytes, bool write, bool copy, const void* site);
+  void copy_access(uintptr_t address, int bytes, bool write, const void* site);
+  void touch(const Shadow::Event& event, const void* site);
   void apply_copies(DeviceThread& owner, uint32_t last_group);
 
   std::vector<DeviceThread> threads_;
@@ -74,8 +76,11 @@ class Execution {
   std::string fault_;
 };
 
-// The launch under way, or null.
-Execution* running();
+// The launch that this thread of the CPU is executing, or null. Each has its own: a launcher is instrumented as
+// the kernels beside it are, and may prepare a launch while another thread's is under way.
+extern thread_local Execution* current_execution __attribute__((tls_model("initial-exec")));
+
+inline Execution* running() { return current_execution; }
 
 // While in scope, accesses are the runtime's own and not looked at.
 class InRuntime {

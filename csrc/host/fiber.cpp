@@ -6,6 +6,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -72,6 +73,10 @@ Fiber::~Fiber() {
 }
 
 void Fiber::prepare(void (*entry)()) {
+#if defined(__SANITIZE_ADDRESS__)
+  // What ran here before left for good, and its frames' red zones stay.
+  __asan_unpoison_memory_region(reinterpret_cast<void*>(stack_begin_), kStackBytes);
+#endif
 #if defined(__x86_64__)
   // As if entry had been called: the return address, then six saved registers below it.
   uintptr_t* top = reinterpret_cast<uintptr_t*>(stack_begin_ + kStackBytes) - 2;

@@ -15,7 +15,7 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // The next resume() starts at entry, which must end in leave_for_good() or never be resumed again.
+  // The next resume() starts at entry, which ends in leave(true).
   void prepare(void (*entry)());
   // From the scheduler: runs the fiber until it leaves.
   void resume();

@@ -43,15 +43,16 @@ constexpr bool kWritesCounters = true;  // gcov's own counters are in the image
 constexpr bool kWritesCounters = false;
 #endif
 
-inline void on_access(void* pointer, int bytes, bool write, const void* site) {
-  static const Image image;
+const Image image;
+
+inline void on_access(void* pointer, int bytes, bool write, bool aligned, const void* site) {
   Execution* e = running();
   if (e == nullptr || !e->in_kernel) return;
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   if (e->on_own_stack(address)) return;
   if (image.holds(address) && (!write || kWritesCounters)) return;
   const InRuntime inside;
-  e->access(address, bytes, write, site);
+  e->access(address, bytes, write, aligned, site);
 }
 
 }  // namespace
@@ -59,25 +60,32 @@ inline void on_access(void* pointer, int bytes, bool write, const void* site) {
 
 extern "C" {
 
-#define JPU_HOOK(bytes)                                                                                      \
-  void __tsan_read##bytes(void* p) { jpu::host::on_access(p, bytes, false, __builtin_return_address(0)); }   \
-  void __tsan_write##bytes(void* p) { jpu::host::on_access(p, bytes, true, __builtin_return_address(0)); }   \
-  void __tsan_unaligned_read##bytes(void* p) { jpu::host::on_access(p, bytes, false, __builtin_return_address(0)); } \
-  void __tsan_unaligned_write##bytes(void* p) { jpu::host::on_access(p, bytes, true, __builtin_return_address(0)); } \
-  void __tsan_volatile_read##bytes(void* p) { jpu::host::on_access(p, bytes, false, __builtin_return_address(0)); }  \
-  void __tsan_volatile_write##bytes(void* p) { jpu::host::on_access(p, bytes, true, __builtin_return_address(0)); }
-JPU_HOOK(1)
-JPU_HOOK(2)
-JPU_HOOK(4)
-JPU_HOOK(8)
-JPU_HOOK(16)
+#define JPU_HOOK(kind, bytes, write, aligned)                                            \
+  void __tsan_##kind##bytes(void* p) {                                                   \
+    jpu::host::on_access(p, bytes, write, aligned, __builtin_return_address(0));         \
+  }
+// The compiler takes the unaligned ones where the type promises less than its size, such as a struct of two
+// floats: nvcc splits those accesses.
+#define JPU_HOOKS(bytes)                        \
+  JPU_HOOK(read, bytes, false, true)            \
+  JPU_HOOK(write, bytes, true, true)            \
+  JPU_HOOK(volatile_read, bytes, false, true)   \
+  JPU_HOOK(volatile_write, bytes, true, true)   \
+  JPU_HOOK(unaligned_read, bytes, false, false) \
+  JPU_HOOK(unaligned_write, bytes, true, false)
+JPU_HOOKS(1)
+JPU_HOOKS(2)
+JPU_HOOKS(4)
+JPU_HOOKS(8)
+JPU_HOOKS(16)
+#undef JPU_HOOKS
 #undef JPU_HOOK
 
 void __tsan_read_range(void* p, long bytes) {
-  jpu::host::on_access(p, static_cast<int>(bytes), false, __builtin_return_address(0));
+  jpu::host::on_access(p, static_cast<int>(bytes), false, false, __builtin_return_address(0));
 }
 void __tsan_write_range(void* p, long bytes) {
-  jpu::host::on_access(p, static_cast<int>(bytes), true, __builtin_return_address(0));
+  jpu::host::on_access(p, static_cast<int>(bytes), true, false, __builtin_return_address(0));
 }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}

@@ -1,10 +1,7 @@
 #include "host/runtime.h"
 
-#include <algorithm>
-#include <cstring>
-#include <memory>
+#include <map>
 #include <mutex>
-#include <random>
 #include <stdexcept>
 
 #include "host/device_api.h"
@@ -16,16 +13,13 @@ namespace {
 
 Settings current_settings;
 std::vector<Record> records;
-std::vector<size_t> recorders;  // where each open one began
+std::map<uint64_t, size_t> recorders;  // where each open one began in records
+uint64_t next_recorder = 0;
 std::mutex control;
 
-// One launch at a time: its state is where every function of this file looks.
-std::mutex launching;
-Execution* execution = nullptr;
+std::mutex launching;  // one launch at a time: stacks of device threads are shared
 
 }  // namespace
-
-Execution* running() { return execution; }
 
 Settings settings() {
   const std::lock_guard<std::mutex> lock(control);
@@ -37,16 +31,18 @@ void set_settings(const Settings& settings) {
   current_settings = settings;
 }
 
-void open_recorder() {
+uint64_t open_recorder() {
   const std::lock_guard<std::mutex> lock(control);
-  recorders.push_back(records.size());
+  recorders.emplace(next_recorder, records.size());
+  return next_recorder++;
 }
 
-std::vector<Record> close_recorder() {
+std::vector<Record> close_recorder(uint64_t recorder) {
   const std::lock_guard<std::mutex> lock(control);
-  if (recorders.empty()) throw std::runtime_error("expected an open recorder, got none");
-  std::vector<Record> result(records.begin() + static_cast<std::ptrdiff_t>(recorders.back()), records.end());
-  recorders.pop_back();
+  const auto open = recorders.find(recorder);
+  if (open == recorders.end()) throw std::runtime_error("expected an open recorder, got one that is closed");
+  std::vector<Record> result(records.begin() + static_cast<std::ptrdiff_t>(open->second), records.end());
+  recorders.erase(open);
   if (recorders.empty()) records.clear();
   return result;
 }
@@ -63,10 +59,7 @@ Launch::Launch(const char* kernel, uint32_t blocks, int threads) : state_(new St
   state_->execution.thread_count = threads;
 }
 
-Launch::~Launch() {
-  execution = nullptr;
-  delete state_;
-}
+Launch::~Launch() { delete state_; }
 
 void Launch::declare(const Buffer& buffer) {
   const std::string wrong = state_->execution.shadow.declare(buffer);
@@ -82,11 +75,16 @@ void Launch::execute(void (*body)(const void*), const void* argument) {
     e.settings = current_settings;
     e.counting = !recorders.empty();
   }
-  execution = &e;
-  e.run();
-  execution = nullptr;
+  struct Current {
+    explicit Current(Execution* e) { current_execution = e; }
+    ~Current() { current_execution = nullptr; }  // also when a fault is thrown
+  };
+  {
+    const Current current(&e);
+    e.run();
+  }
   const std::lock_guard<std::mutex> lock(control);
-  if (!recorders.empty()) records.push_back({e.kernel, e.blocks, e.thread_count, e.counters});
+  if (e.counting && !recorders.empty()) records.push_back({e.kernel, e.blocks, e.thread_count, e.counters});
 }
 
 }  // namespace jpu::host

@@ -26,9 +26,9 @@ struct Record {
 Settings settings();
 void set_settings(const Settings& settings);
 
-// Launches are counted while at least one recorder is open, which slows them down.
-void open_recorder();
-// Returns what was launched since the recorder was opened; they nest.
-std::vector<Record> close_recorder();
+// Launches, of any thread, are counted while at least one recorder is open, which slows them down.
+uint64_t open_recorder();
+// Returns what was launched since the recorder was opened.
+std::vector<Record> close_recorder(uint64_t recorder);
 
 }  // namespace jpu::host

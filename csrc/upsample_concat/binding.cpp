@@ -1,5 +1,5 @@
 // jpu_cuda::upsample, jpu_cuda::upsample_concat and their adjoints; schemas stand in jpu_cuda/ops.
-#include <optional>
+#include <string>
 
 #include "binding/tensor.h"
 #include "upsample_concat/upsample_concat.h"
@@ -11,16 +11,19 @@ using Tensors = std::vector<Tensor>;
 
 void check_image(const Tensor& t, const Tensor& like, const char* name, size_t i) {
   STD_TORCH_CHECK(t.dim() == 4, name, "[", i, "]: expected 4 dimensions [N, C, H, W], got ", t.dim());
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, "[", i, "]: expected one dtype, got scalar types ",
-                  static_cast<int>(like.scalar_type()), " and ", static_cast<int>(t.scalar_type()));
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, "[", i, "]: expected dtype ", like.scalar_type(),
+                  " as ", name, "[0], got ", t.scalar_type());
   STD_TORCH_CHECK(t.get_device_index() == like.get_device_index() && t.is_cuda() == like.is_cuda(), name, "[", i,
-                  "]: expected one device for all");
+                  "]: expected the device of ", name, "[0], index ", like.get_device_index(), ", got index ",
+                  t.get_device_index());
   STD_TORCH_CHECK(t.size(0) == like.size(0), name, "[", i, "]: expected batch size ", like.size(0), ", got ", t.size(0));
   STD_TORCH_CHECK(t.size(1) <= INT32_MAX && t.size(0) <= INT32_MAX, name, "[", i,
                   "]: expected at most 2147483647 samples and channels");
 }
 
-void check_size(int64_t height, int64_t width, const char* name) {
+std::string indexed(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+
+void check_size(int64_t height, int64_t width, const std::string& name) {
   STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kMaxSize && width <= kMaxSize, name,
                   ": expected height and width from 1 to ", kMaxSize, ", got ", height, " and ", width);
 }
@@ -73,7 +76,7 @@ Tensors upsample(Tensors levels, int64_t height, int64_t width, bool align_corne
   for (size_t i = 0; i < levels.size(); ++i) {
     const Tensor& level = levels[i];
     check_image(level, levels[0], "levels", i);
-    check_size(level.size(2), level.size(3), "levels");
+    check_size(level.size(2), level.size(3), indexed("levels", i));
     results.push_back(
         empty_image({level.size(0), level.size(1), height, width}, suggests_channels_last(level), level));
     pairs.push_back({level, results.back(), 0});
@@ -89,7 +92,7 @@ Tensor upsample_concat(Tensors levels, bool align_corners, bool reverse) {
   bool channels_last = true;
   for (size_t i = 0; i < levels.size(); ++i) {
     check_image(levels[i], first, "levels", i);
-    check_size(levels[i].size(2), levels[i].size(3), "levels");
+    check_size(levels[i].size(2), levels[i].size(3), indexed("levels", i));
     channels += levels[i].size(1);
     channels_last &= suggests_channels_last(levels[i]);
   }
@@ -117,10 +120,11 @@ Tensors upsample_backward(Tensors gradients, std::vector<int64_t> heights, std::
   for (size_t i = 0; i < gradients.size(); ++i) {
     const Tensor& g = gradients[i];
     check_image(g, gradients[0], "gradients", i);
-    check_size(g.size(2), g.size(3), "gradients");
-    check_size(heights[i], widths[i], "sizes");
+    check_size(g.size(2), g.size(3), indexed("gradients", i));
+    check_size(heights[i], widths[i], indexed("sizes", i));
     STD_TORCH_CHECK(g.size(2) == gradients[0].size(2) && g.size(3) == gradients[0].size(3), "gradients[", i,
-                    "]: expected the size of gradients[0]");
+                    "]: expected height and width ", gradients[0].size(2), " and ", gradients[0].size(3),
+                    " as gradients[0], got ", g.size(2), " and ", g.size(3));
     results.push_back(empty_image({g.size(0), g.size(1), heights[i], widths[i]}, suggests_channels_last(g), g));
     pairs.push_back({results.back(), g, 0});
   }

@@ -48,6 +48,20 @@ def widest(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
+def check_images(name: str, images: Sequence[Tensor]) -> None:
+    """What the binding checks, for fake kernels: they would answer for mixed devices without a word."""
+    first = images[0]
+    for i, image in enumerate(images):
+        if image.dim() != 4:
+            raise ValueError(f"{name}[{i}]: expected 4 dimensions [N, C, H, W], got {image.dim()}")
+        for what in ("dtype", "device"):
+            expected, got = getattr(first, what), getattr(image, what)
+            if got != expected:
+                raise ValueError(f"{name}[{i}]: expected {what} {expected} as {name}[0], got {got}")
+        if image.shape[0] != first.shape[0]:
+            raise ValueError(f"{name}[{i}]: expected batch size {first.shape[0]} as {name}[0], got {image.shape[0]}")
+
+
 def empty_image(like: Tensor, channels: Any, height: Any, width: Any, formats: Sequence[Tensor]) -> Tensor:
     """An uninitialised [N, channels, height, width], channels_last if all of ``formats`` are."""
     channels_last = all(suggest_memory_format(tensor) == torch.channels_last for tensor in formats)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._library import define, empty_image, register_autocast, register_autograd, widest
+from ._library import check_images, define, empty_image, register_autocast, register_autograd, widest
 
 define("upsample(Tensor[] levels, SymInt height, SymInt width, bool align_corners) -> Tensor[]")
 define("upsample_backward(Tensor[] gradients, SymInt[] heights, SymInt[] widths, bool align_corners) -> Tensor[]")
@@ -126,16 +126,19 @@ register_autocast("upsample_concat", lambda levels, *rest: (widest(levels), *res
 
 @torch.library.register_fake("jpu_cuda::upsample")
 def _(levels: list[Tensor], height: int, width: int, align_corners: bool) -> list[Tensor]:
+    check_images("levels", levels)
     return [empty_image(level, level.shape[1], height, width, [level]) for level in levels]
 
 
 @torch.library.register_fake("jpu_cuda::upsample_backward")
 def _(gradients: list[Tensor], heights: list[int], widths: list[int], align_corners: bool) -> list[Tensor]:
+    check_images("gradients", gradients)
     return [empty_image(g, g.shape[1], h, w, [g]) for g, h, w in zip(gradients, heights, widths, strict=True)]
 
 
 @torch.library.register_fake("jpu_cuda::upsample_concat")
 def _(levels: list[Tensor], align_corners: bool, reverse: bool) -> Tensor:
+    check_images("levels", levels)
     first = levels[0]
     channels = sum(level.shape[1] for level in levels)
     return empty_image(first, channels, first.shape[2], first.shape[3], levels)

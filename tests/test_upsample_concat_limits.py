@@ -1,0 +1,249 @@
+"""What the kernels of upsample_concat move, how far they reach, and what they refuse."""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import max_error
+from strategies import needs_host, plain, true_adjoint, true_upsample
+from torch import Tensor
+
+from jpu_cuda import functional, host, use_backend
+
+pytestmark = needs_host
+
+ops = torch.ops.jpu_cuda
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    host.load()
+
+
+# --- strides past 2^31 elements ----------------------------------------------------------------------
+
+HUGE = 2**31 + 16  # elements; a multiple of every vector
+
+
+def spread(x: Tensor, axis: int, memory_format: torch.memory_format) -> Tensor:
+    """The same values, two entries of ``axis`` at HUGE elements from each other.
+
+    The buffer is several GiB of address space; only the touched pages become memory.
+    """
+    assert x.shape[axis] == 2
+    strides = list(torch.empty(x.shape).contiguous(memory_format=memory_format).stride())
+    strides[axis] = HUGE
+    buffer = torch.empty(sum((n - 1) * s for n, s in zip(x.shape, strides, strict=True)) + 1, dtype=x.dtype)
+    return buffer.as_strided(x.shape, strides).copy_(x)
+
+
+def assert_rounded_once(actual: Tensor, truth: np.ndarray) -> None:
+    """Half precision: one rounding of the result, beside which those of float32 sums are nothing."""
+    assert max_error(actual, truth) <= 1.01 * torch.finfo(actual.dtype).eps / 2 * float(abs(truth).max())
+
+
+FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("axis", range(4), ids=["batch", "channels", "rows", "columns"])
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+def test_levels_may_be_spread_over_more_than_2_to_31_elements(memory_format: torch.memory_format, axis: int) -> None:
+    shape = [2, 8, 3, 8]
+    shape[axis] = 2
+    level = spread(torch.randn(shape).half(), axis, memory_format)
+    first = torch.randn(2, 8, 5, 16).half().contiguous(memory_format=memory_format)
+    out = ops.upsample_concat([first, level], False, False)
+    assert torch.equal(out[:, :8], first)
+    assert_rounded_once(out[:, 8:], true_upsample(level, (5, 16), False))
+
+
+@pytest.mark.parametrize("axis", range(4), ids=["batch", "channels", "rows", "columns"])
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+def test_gradients_may_be_spread_over_more_than_2_to_31_elements(memory_format: torch.memory_format, axis: int) -> None:
+    shape = [2, 8, 5, 16]
+    shape[axis] = 2
+    gradient = spread(torch.randn(shape).half(), axis, memory_format)
+    result = ops.upsample_backward([gradient], [3], [8], False)[0]
+    assert_rounded_once(result, true_adjoint(gradient, (3, 8), False))
+
+
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+def test_an_offset_cut_to_32_bits_would_be_caught(memory_format: torch.memory_format, axis: int) -> None:
+    """Such offsets address nothing of the spread tensor, and host execution faults outside of it."""
+    x = spread(torch.zeros(2, 2, 2, 2).half(), axis, memory_format)
+    index = torch.cartesian_prod(*(torch.arange(2),) * 4)
+    offsets = {int(o) for o in (index * torch.tensor(x.stride())).sum(1)}
+    cut = {ctypes.c_int32(o).value for o in offsets if o >= 2**31}
+    assert len(cut) == 8
+    assert all(o < 0 for o in cut)
+    assert not cut & offsets
+
+
+# --- traffic -----------------------------------------------------------------------------------------
+
+# A fill of one channel tile each; more would be more of the same.
+CHANNELS = {
+    ("nchw", torch.float16): 8,
+    ("nchw", torch.float32): 8,
+    ("channels_last", torch.float16): 64,
+    ("channels_last", torch.float32): 32,
+}
+SIZES = ((64, 64), (32, 32), (16, 16))
+HALVES_AND_FLOATS = pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+BOTH_FORMATS = pytest.mark.parametrize("layout", FORMATS)
+
+
+def images(layout: str, dtype: torch.dtype, sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    channels = CHANNELS[layout, dtype]
+    name = "contiguous" if layout == "nchw" else layout
+    return plain((channels,) * len(sizes), sizes, layout=name, dtype=dtype).levels()
+
+
+def measure(run: Callable[[], Any]) -> host.Launch:
+    with host.record() as launches:
+        run()
+    (launch,) = launches
+    return launch
+
+
+def moved(launch: host.Launch) -> int:
+    return launch.counters["distinct_read_bytes"] + launch.counters["distinct_write_bytes"]
+
+
+def accesses(launch: host.Launch, kind: str) -> dict[int, int]:
+    """How many accesses of each width; 8 bytes wide are only the reads by which a thread finds its parameters."""
+    return {width: n for width, n in launch.counters[f"global_{kind}s"].items() if width != 8}
+
+
+def size_of(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@HALVES_AND_FLOATS
+@BOTH_FORMATS
+def test_forward_moves_little_more_than_its_inputs_and_output(layout: str, dtype: torch.dtype) -> None:
+    levels = images(layout, dtype, SIZES)
+    launch = measure(lambda: ops.upsample_concat(levels, False, True))
+    output_bytes = 3 * size_of(levels[:1])
+    assert launch.counters["distinct_write_bytes"] == output_bytes
+    assert moved(launch) <= 1.25 * (size_of(levels) + output_bytes)
+    # 16 bytes a store, and every sector of 32 bytes written by one instruction.
+    assert accesses(launch, "write") == {16: output_bytes // 16}
+    assert launch.counters["global_write_sectors"] * 32 == output_bytes
+    if layout == "channels_last":
+        assert set(accesses(launch, "read")) == {16}
+
+
+@HALVES_AND_FLOATS
+@BOTH_FORMATS
+def test_backward_moves_little_more_than_its_inputs_and_outputs(layout: str, dtype: torch.dtype) -> None:
+    gradients = images(layout, dtype, (SIZES[0],) * 2)
+    results: list[Tensor] = []
+    launch = measure(lambda: results.extend(ops.upsample_backward(gradients, [32, 16], [32, 16], False)))
+    assert launch.counters["distinct_write_bytes"] == size_of(results)
+    assert moved(launch) <= 1.25 * (size_of(gradients) + size_of(results))
+    assert set(accesses(launch, "read")) == {16}
+    width = 16 if layout == "channels_last" else results[0].element_size()
+    assert accesses(launch, "write") == {width: size_of(results) // width}
+    assert launch.counters["global_write_sectors"] * 32 == size_of(results)
+
+
+@HALVES_AND_FLOATS
+def test_a_level_of_the_common_size_is_copied_by_16_bytes(dtype: torch.dtype) -> None:
+    levels = images("nchw", dtype, SIZES[:1])
+    launch = measure(lambda: ops.upsample_concat(levels, True, False))
+    expected = {16: size_of(levels) // 16}
+    assert accesses(launch, "read") == expected
+    assert accesses(launch, "write") == expected
+    assert moved(launch) <= 1.01 * 2 * size_of(levels)
+
+
+def test_unaligned_images_are_served_by_elements() -> None:
+    level = torch.randn(1, 8, 9, 17)[..., 1:]
+    launch = measure(lambda: ops.upsample([level], 9, 17, False))
+    assert set(accesses(launch, "write")) == {4}
+
+
+# --- errors ------------------------------------------------------------------------------------------
+
+X = torch.zeros(2, 3, 4, 5)
+WRONG_LEVELS: dict[str, tuple[list[Tensor], str]] = {
+    "integers": ([X.int()], "dtype: expected float64, float32, float16 or bfloat16, got Int"),
+    "complex": ([X.to(torch.complex64)], "dtype: expected float64, float32, float16 or bfloat16, got ComplexFloat"),
+    "three dimensions": ([X, X[0]], r"levels\[1\]: expected 4 dimensions \[N, C, H, W\], got 3"),
+    "five dimensions": ([X[None]], r"levels\[0\]: expected 4 dimensions \[N, C, H, W\], got 5"),
+    "batch": ([X, X[:1]], r"levels\[1\]: expected batch size 2, got 1"),
+    "dtypes": ([X, X.half()], r"levels\[1\]: expected dtype Float as levels\[0\], got Half"),
+    "no rows": ([X, X[:, :, :0]], r"levels\[1\]: expected height and width from 1 to 1073741824, got 0 and 5"),
+    "no columns": ([X[..., :0]], r"levels\[0\]: expected height and width from 1 to 1073741824, got 4 and 0"),
+    "devices": ([X, X.to("meta")], r"levels\[1\]: expected device cpu as levels\[0\], got meta"),
+}
+
+
+def assert_usable() -> None:
+    out = ops.upsample_concat([torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)], False, False)
+    assert torch.equal(out, torch.ones(1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("wrong", WRONG_LEVELS)
+def test_the_operators_say_what_is_wrong_with_levels(wrong: str, requires_grad: bool) -> None:
+    levels, message = WRONG_LEVELS[wrong]
+    if requires_grad:
+        levels = [x.detach().requires_grad_(x.dtype != torch.int32) for x in levels]
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        ops.upsample_concat(levels, True, False)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        ops.upsample(levels, 4, 5, True)
+    assert_usable()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.upsample([X], 0, 5, True), "size: expected height and width from 1 to 1073741824, got 0 and 5"),
+        (lambda: ops.upsample([X], 4, -5, True), "size: expected height and width .* got 4 and -5"),
+        (lambda: ops.upsample([X], 2**30 + 1, 1, True), "size: expected height and width .* got 1073741825 and 1"),
+        (lambda: ops.upsample_backward([X], [1, 2], [1], True), "expected one height and width .* got 2 and 1 for 1"),
+        (lambda: ops.upsample_backward([X, X], [1], [1], True), "expected one height and width .* got 1 and 1 for 2"),
+        (lambda: ops.upsample_backward([X], [1], [0], True), "sizes.*: expected height and width .* got 1 and 0"),
+        (
+            lambda: ops.upsample_backward([X, X[:, :, :2]], [1, 1], [1, 1], True),
+            r"gradients\[1\]: expected height and width 4 and 5 as gradients\[0\], got 2 and 5",
+        ),
+        (
+            lambda: ops.upsample_backward([X, X[:1]], [1, 1], [1, 1], True),
+            r"gradients\[1\]: expected batch size 2, got 1",
+        ),
+        (lambda: ops.upsample_backward([X.int()], [1], [1], True), "dtype: expected float64.* got Int"),
+        (lambda: ops.upsample_backward([X[0]], [1], [1], True), r"gradients\[0\]: expected 4 dimensions .* got 3"),
+        (lambda: ops.upsample([], 1, 1, True), "no tensor arguments"),
+        (lambda: ops.upsample_concat([], True, False), "no tensor arguments"),
+    ],
+)
+def test_the_operators_say_what_is_wrong_with_arguments(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):  # NotImplementedError, without tensors, is one
+        call()
+    assert_usable()
+
+
+@pytest.mark.parametrize("op", [functional.upsample, functional.upsample_concat])
+@pytest.mark.parametrize("wrong", WRONG_LEVELS)
+def test_the_functions_say_what_is_wrong_with_levels(wrong: str, op: Callable[..., Any]) -> None:
+    levels, _ = WRONG_LEVELS[wrong]
+    with use_backend("host"), pytest.raises((TypeError, ValueError), match=r"levels\[[01]\]: expected .* got "):
+        op(levels, True)
+    assert_usable()
+
+
+@pytest.mark.parametrize("name", ["upsample", "upsample_concat"])
+@pytest.mark.parametrize("wrong", ["three dimensions", "batch", "dtypes"])
+def test_fake_kernels_refuse_what_the_kernels_refuse(wrong: str, name: str) -> None:
+    levels = [x.to("meta") for x in WRONG_LEVELS[wrong][0]]
+    arguments = (4, 5, True) if name == "upsample" else (True, False)
+    with pytest.raises(ValueError, match=r"levels\[1\]: expected .* got "):
+        getattr(ops, name)(levels, *arguments)
