@@ -61,7 +61,8 @@ size_t scheduler_size = 0;
 
 Fiber::Fiber() : context_(new Context) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  memory_ = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  memory_ = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE, kFlags, -1, 0);
   if (memory_ == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory_, page, PROT_NONE);
   stack_begin_ = reinterpret_cast<uintptr_t>(memory_) + page;

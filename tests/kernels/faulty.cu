@@ -10,9 +10,11 @@ namespace {
 
 enum class Fault {
   kNone,
+  kWaitsAgain,  // is none either
   // of reverse
   kDroppedBarrier,
   kRaceWithoutTrace,
+  kRaceWithEarlierReader,
   kSharedWriteWrite,
   kLeavesBeforeBarrier,
   kTwoBarriers,
@@ -64,9 +66,6 @@ reverse(JPU_PARAMS Memory m) {
   struct Shared {
     float value[kThreads];
   };
-  struct Larger {
-    float value[kThreads + 1];
-  };
   const int t = thread_index();
   const float* input = m.input + block_index() * m.input_stride;
   float* output = m.output + block_index() * m.output_stride;
@@ -75,7 +74,7 @@ reverse(JPU_PARAMS Memory m) {
   const bool last = t == kThreads - 1;
 
   if (F != Fault::kSharedUnwritten || t != 5) shared.value[F == Fault::kSharedWriteWrite ? t / 2 : t] = value;
-  if (F == Fault::kSharedTwice && t == 1) store(output, shared_memory<Larger>().value[0]);
+  if (F == Fault::kSharedTwice && t == 1) store(output, shared_memory<float[kThreads + 1]>()[0]);
   if (F == Fault::kSharedWritePastEnd && last) shared.value[t + 1] = value;
   if (F == Fault::kSharedByte) reinterpret_cast<unsigned char*>(shared.value)[4 * t] = 0;
   if (F == Fault::kLeavesBeforeBarrier && t == 5) return;
@@ -93,6 +92,8 @@ reverse(JPU_PARAMS Memory m) {
   float result = shared.value[kThreads - 1 - t];
   // The values stay what they are, so no order of threads makes a difference.
   if (F == Fault::kRaceWithoutTrace) shared.value[t] = value;
+  if (F == Fault::kRaceWithEarlierReader) result = shared.value[0];  // by all of them
+  if (F == Fault::kRaceWithEarlierReader && last) shared.value[0] = value;
   if (F == Fault::kMisalignedVector && t == 0) result = load_vector(input + 1).at[0];
   if (F == Fault::kReadPastEnd && last) result = load(m.input + (m.rows - 1) * m.input_stride + m.columns);
   if (F == Fault::kReadBeforeStart && t == 0) result = load(m.input - 1);
@@ -154,6 +155,7 @@ copied(JPU_PARAMS Memory m) {
   if (F == Fault::kCopyToGlobal && t == 2) to = m.output;
   if (F == Fault::kCopyFromShared && t == 2) from = shared.value;
 
+  if (F == Fault::kWaitsAgain) commit_copies();
   copy_async<16>(to, bytes == 0 ? m.input : from, bytes);
   if (F == Fault::kSourceOverwritten && t == 2) store(const_cast<float*>(from), 0.0f);
   if (F == Fault::kDestinationOverwritten && t == 2) to[0] = 0;
@@ -163,6 +165,7 @@ copied(JPU_PARAMS Memory m) {
   } else if (F != Fault::kNoWait) {
     wait_copies<0>();
   }
+  if (F == Fault::kWaitsAgain) wait_copies<1>();  // for less, which takes nothing back
   if (F != Fault::kNoBarrierAfterWait) block_barrier();
   const int other = F == Fault::kNoBarrierAfterWait ? (t == 0 ? 0 : t - 1) : kThreads - 1 - t;
   float sum = 0;
@@ -322,9 +325,11 @@ constexpr Entry kEntries[] = {
     {"reverse", &start<&reverse<Fault::kNone>>},
     {"exchange", &start<&exchange<Fault::kNone>>},
     {"copied", &start<&copied<Fault::kNone>>},
+    {"waits_again", &start<&copied<Fault::kWaitsAgain>>},
     {"pipeline", &start<&pipeline<Fault::kNone>>},
     {"dropped_barrier", &start<&reverse<Fault::kDroppedBarrier>>},
     {"race_without_trace", &start<&reverse<Fault::kRaceWithoutTrace>>},
+    {"race_with_earlier_reader", &start<&reverse<Fault::kRaceWithEarlierReader>>},
     {"shared_write_write", &start<&reverse<Fault::kSharedWriteWrite>>},
     {"leaves_before_barrier", &start<&reverse<Fault::kLeavesBeforeBarrier>>},
     {"two_barriers", &start<&reverse<Fault::kTwoBarriers>>},
