@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench compile-gate clean
+.PHONY: demo test lint bench compile-gate gpu-check coverage sanitize mutants clean
 
 demo: $(STAMP)
 	$(BIN)/python -m benchmarks demo
@@ -23,6 +23,23 @@ bench: $(STAMP)
 # Every kernel for every architecture, and the binary; needs no GPU, and installs nvcc where there is none.
 compile-gate: $(STAMP)
 	$(BIN)/python tests/compile_gate.py $(ARGS)
+
+# Which lines of the kernels the tests of the operators execute.
+coverage: $(STAMP)
+	$(BIN)/python tests/coverage_gate.py $(ARGS)
+
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)
+	$(BIN)/python tests/sanitize_gate.py $(ARGS)
+
+# Single faults put into the kernels, each of which the tests must notice; a quarter of an hour.
+mutants: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
+
+# All that only a GPU can show, inside so many minutes; --confirmed, which needs none, says what its records confirm.
+MINUTES ?= 20
+gpu-check: $(STAMP)
+	$(BIN)/python tests/gpu_check.py --minutes $(MINUTES) $(ARGS)
 
 # Installed anew only when what it was made from has changed.
 $(STAMP): pyproject.toml constraints.txt setup.py

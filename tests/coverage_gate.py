@@ -22,6 +22,8 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 LEAST = 0.95
+# Kernels of the product, and those of the tests, which alone use some headers so far.
+TEST_FILES = ("test_upsample_concat.py", "test_upsample_concat_limits.py", "test_host_runtime.py")
 
 # True of a GPU's compiler, or of a binding for CUDA tensors.
 _GPU = re.compile(r"(!?)\s*(?:JPU_CUDA|defined\s*\(?\s*(?:__CUDACC__|USE_CUDA)\s*\)?)")
@@ -174,12 +176,13 @@ def call(command: Sequence[str], what: str, **environment: str) -> None:
 
 
 def measure(tests: Sequence[str]) -> list[Coverage]:
-    """Builds with counters, runs the tests and the oracle, and collects."""
+    """Builds with counters, runs the oracle and the tests, and collects."""
     from jpu_cuda import host
 
-    objects = host.build("coverage").parent / "build"
-    for path in objects.rglob("*.gcda"):  # of an earlier run
-        path.unlink()
+    objects = [host.build("coverage", faulty=faulty).parent / "build" for faulty in (False, True)]
+    for folder in objects:
+        for path in folder.rglob("*.gcda"):  # of an earlier run
+            path.unlink()
     environment = {"JPU_CUDA_HOST_CHECK": "coverage", "PYTHONPATH": str(TESTS)}
     call([sys.executable, "-m", "mutants.oracle"], "the oracle", **environment)
     if tests:
@@ -191,7 +194,7 @@ def measure(tests: Sequence[str]) -> list[Coverage]:
     command = [sys.executable, "-m", "gcovr", "--root", str(ROOT), *filters]
     # One file's lines are those of several objects, and of several instantiations in each.
     options = ["--merge-mode-functions", "separate", "--json", str(report)]
-    call([*command, *options, "--object-directory", str(objects), str(objects)], "gcovr")
+    call([*command, *options, *map(str, objects)], "gcovr")
     return read_gcovr(json.loads(report.read_text()))
 
 
@@ -203,6 +206,8 @@ def show(files: Sequence[Coverage]) -> None:
     for column in ("lines", "executed", "share", "share of each dtype's copies", "lines for GPUs only"):
         table.add_column(column, justify="right")
     for file in files:
+        if not file.lines and not file.gpu:
+            continue  # declarations and constants only
         executed = sum(count > 0 for count in file.lines.values())
         shares = (f"{file.share:.1%}", f"{share(file.copies.values()):.1%}") if file.lines else ("–", "–")
         counts = (str(len(file.lines)), str(executed), *shares, str(sum(r.code for r in file.gpu)))
@@ -224,11 +229,11 @@ def show(files: Sequence[Coverage]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tests", nargs="*", help="what pytest runs; the tests of the operators if left out")
+    parser.add_argument("tests", nargs="*", help="what pytest runs; the tests of kernels if left out")
     parser.add_argument("--oracle-only", action="store_true", help="leave pytest out")
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    found = sorted(str(path.relative_to(ROOT)) for path in TESTS.glob("test_upsample_concat*.py"))
+    found = [f"tests/{name}" for name in TEST_FILES]
     files = measure([] if options.oracle_only else options.tests or found)
     show(files)
     wrong = complaints(files)

@@ -32,13 +32,14 @@ from .trial import ROOT, TESTS, Check, Tree, TrialError, Verdict, accept_origina
 OUT = ROOT / "out"
 FAULTS = [*upsample_concat.FAULTS]
 LEAST_CAUGHT = 0.95
+TEST_FILES = ("test_upsample_concat.py", "test_upsample_concat_limits.py")
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 180)
 
 
 def tests_check() -> Check | None:
-    """The tests of the operators, as far as there are any."""
-    files = sorted(str(path.relative_to(ROOT)) for path in TESTS.glob("test_upsample_concat*.py"))
+    """The operators' tests of values, accesses and refusals; those of autograd and compilers take minutes."""
+    files = [f"tests/{name}" for name in TEST_FILES if (TESTS / name).exists()]
     command = ["-m", "mutants.run_pytest", "LIBRARY", "-x", "-q", "-p", "no:cacheprovider", *files]
     return Check("tests", command, 900) if files else None
 

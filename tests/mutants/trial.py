@@ -89,20 +89,23 @@ def read_output(code: int, output: str) -> tuple[str, str] | None:
         return None
     if code < 0:
         return "crash", f"signal {-code}"
-    found = re.search(r"^oracle: (.*)|^E +(\S.*)", output, re.MULTILINE)
+    found = re.search(r"^oracle: (.*)|^E +(\S.*)|^FAILED (.*)", output, re.MULTILINE)
     if code != 1 or found is None:
         return "error", (output.strip().splitlines() or [f"exit status {code}"])[-1][:300]
-    message = (found[1] or found[2])[:300]
-    refused = re.search(r"upsample_concat \w+: (block \d+, thread|\w+ .*never|expected)", output)
-    return ("fault" if refused or ": block " in output else "values"), message
+    message = next(filter(None, found.groups()))[:300]
+    # Host execution names the kernel first: "upsample_concat forward: block 0, thread 3: ...".
+    refused = re.search(r"\b\w+ (forward|backward): ", output)
+    return ("fault" if refused else "values"), message
 
 
 class Tree:
     """A copy of the sources and its build."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, watch: str = "shadow", jobs: int = 1) -> None:
+        """``watch`` is CMakeLists.txt's JPU_CHECK, ``jobs`` how many compilers run at a time."""
         self.folder = folder
         self._build = folder / "build"
+        self._watch, self._jobs = watch, jobs
 
     def restore(self) -> None:
         """Makes the copy equal to this checkout; files that are the same keep their time stamps."""
@@ -121,7 +124,9 @@ class Tree:
         if not (self._build / "build.ninja").exists():
             shutil.rmtree(self._build, ignore_errors=True)
             self._configure()
-        done = subprocess.run([tool("ninja"), "-C", str(self._build), "-j1"], capture_output=True, text=True)
+        done = subprocess.run(
+            [tool("ninja"), "-C", str(self._build), f"-j{self._jobs}"], capture_output=True, text=True
+        )
         if done.returncode == 0:
             return None
         error = re.search(r"(error: .*|undefined reference.*)", done.stdout)
@@ -144,6 +149,7 @@ class Tree:
             *(tool("cmake"), "-G", "Ninja", "-S", str(self.folder), "-B", str(self._build)),
             *(f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}"),
             *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DTORCH_ROOT={Path(torch.__file__).parent}"),
+            f"-DJPU_CHECK={self._watch}",
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:

@@ -2,8 +2,9 @@
 
 Not listed, since no caller can tell them from the original: in ``Axis``, the guard of ``Tap.second`` (its
 weight is 0 there), both guards of ``first_at`` (the quotient lies within the image without them), the low
-side of ``quotient``'s correction (it takes coordinates beyond 2^51); in ``choose_path``, the direction
-(backward treats kSameWidth as kWidth). Nor is ``launch``'s limit of 2^31 blocks: without it the run has no end.
+side of ``quotient``'s correction (it takes coordinates beyond 2^51); in ``mix``, the rule for 0 (no caller
+gets that far); in ``choose_path``, the direction (backward treats kSameWidth as kWidth). Nor is ``launch``'s
+limit of 2^31 blocks: without it the run has no end.
 """
 
 from __future__ import annotations

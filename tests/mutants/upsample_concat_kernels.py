@@ -275,13 +275,6 @@ _TAPS = [
         "The first value is not weighted.",
     ),
     Fault(
-        "mix-without-zero-rule",
-        _FORWARD,
-        "return weight_second == 0 ? first : multiply_add",
-        "return multiply_add",
-        "Infinities spread to pixels that take nothing of them.",
-    ),
-    Fault(
         "vectors-without-zero-rule",
         _FORWARD,
         "  if (weight_second == 0) {\n",

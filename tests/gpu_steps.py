@@ -1,0 +1,222 @@
+"""Runs commands one after the other inside a span of time, each with its own share and a hard stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TAIL_LINES = 40
+# Between the interrupt, after which pytest and others still say what they have, and the kill.
+GRACE = 5.0
+LEAST_SECONDS = 1.0  # with less left, a step is not begun
+
+Outcome = tuple[str | None, dict[str, Any]]  # a complaint, and what was measured
+
+
+def by_exit_code(code: int, log: str) -> Outcome:
+    """A command fails where its exit code is not 0."""
+    return (None if code == 0 else f"exit code {code}"), {}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the check.
+
+    Attributes:
+        name: as the record has it.
+        command: program and arguments.
+        share: of the time that is left, in proportion to the shares of this step and those after it.
+        environment: variables beside those of this process.
+        needs: names of steps that must have passed.
+        skip: why it cannot run here; None if it can.
+        judge: told the exit code and the log; a complaint makes the step fail, and so does an exception.
+    """
+
+    name: str
+    command: Sequence[str]
+    share: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    needs: Sequence[str] = ()
+    skip: str | None = None
+    judge: Callable[[int, str], Outcome] = by_exit_code
+
+
+@dataclass
+class Result:
+    """What became of a step; ``status`` is passed, failed, timed out, interrupted or skipped."""
+
+    name: str
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+    limit: float = 0.0
+    measured: dict[str, Any] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)  # its last lines
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": round(self.seconds, 1), "limit": round(self.limit, 1)}
+
+
+Tick = Callable[[Step, float, float, str], None]  # step, seconds, limit, last line of the log
+
+
+def run_all(
+    steps: Sequence[Step],
+    deadline: float,
+    logs: Path,
+    cwd: Path,
+    begun: Callable[[Step], None] = lambda step: None,
+    ended: Callable[[Result], None] = lambda result: None,
+    tick: Tick = lambda *_: None,
+) -> list[Result]:
+    """Runs steps in order; time that one leaves over goes to those after it.
+
+    Args:
+        steps: the most important first.
+        deadline: by :func:`time.monotonic`; no step runs beyond it.
+        logs: folder for one full log a step.
+        cwd: where commands run.
+        begun: told of each step that starts.
+        ended: told each result.
+        tick: told what a step is at while it runs.
+
+    Raises:
+        KeyboardInterrupt: as it came, after the step's processes were killed and ``ended`` was told.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for i, step in enumerate(steps):
+        passed = {result.name for result in results if result.status == "passed"}
+        missing = [name for name in step.needs if name not in passed]
+        shares = sum(other.share for other in steps[i:] if other.skip is None)
+        left = deadline - time.monotonic()
+        if step.skip is not None:
+            result = Result(step.name, "skipped", step.skip)
+        elif missing:
+            result = Result(step.name, "skipped", f"expected {missing[0]} to pass first, it did not")
+        elif left * step.share / shares < LEAST_SECONDS:
+            result = Result(step.name, "skipped", f"{max(left, 0):.0f} s were left for this and what follows")
+        else:
+            begun(step)
+            result = run_step(step, left * step.share / shares, logs / f"{step.name}.log", cwd, tick)
+        results.append(result)
+        ended(result)
+        if result.status == "interrupted":
+            raise KeyboardInterrupt
+    return results
+
+
+def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda *_: None) -> Result:
+    """Runs one step for at most ``limit`` seconds; nothing that it started outlives it."""
+    start = time.monotonic()
+    interrupted = False
+    with log.open("wb") as file:
+        try:
+            process = subprocess.Popen(
+                list(step.command),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env={**os.environ, **step.environment},
+                start_new_session=True,
+            )
+        except OSError as error:
+            return Result(step.name, "failed", str(error), 0.0, limit)
+        grace = min(GRACE, limit / 4)
+        try:
+            while _runs(process) and time.monotonic() - start < limit - grace:
+                tick(step, time.monotonic() - start, limit, _last_line(log))
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            interrupted = True
+        late = _runs(process)
+        _end(process, grace if late and not interrupted else 0.0)
+    seconds = time.monotonic() - start
+    text = log.read_text(errors="replace").replace(str(cwd) + os.sep, "")
+    result = Result(step.name, "passed", "", seconds, limit, {}, text.splitlines()[-TAIL_LINES:])
+    try:
+        complaint, result.measured = step.judge(process.returncode, text)
+    except Exception as error:  # of a report that is cut short, say
+        complaint = f"its output cannot be read: {error}"
+    if interrupted:
+        result.status, result.reason = "interrupted", "Ctrl-C"
+    elif late:
+        result.status, result.reason = "timed out", f"took more than its {limit:.0f} s"
+    elif complaint is not None:
+        result.status, result.reason = "failed", complaint
+    return result
+
+
+def _runs(process: subprocess.Popen[bytes]) -> bool:
+    # Leaves it a zombie: once waited for, its number could become that of somebody else's group.
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def _end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Interrupts a process if there is a time of grace, then kills all that descends from it."""
+    descendants = _descendants(process.pid)
+    if grace > 0:
+        _signal_group(process.pid, signal.SIGINT)
+        deadline = time.monotonic() + grace
+        while _runs(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        descendants |= _descendants(process.pid)
+    _signal_group(process.pid, signal.SIGKILL)
+    for pid, began in descendants:  # those that left the group
+        if _beginning(pid) == began:
+            _signal(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone
+        os.killpg(group, number)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _beginning(pid: int) -> str:
+    """When a process began, which tells it from a later one of the same number."""
+    fields = _stat(pid)
+    return fields[19] if fields else ""
+
+
+def _descendants(ancestor: int) -> set[tuple[int, str]]:
+    """Numbers and beginnings of all processes below one."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: set[tuple[int, str]] = set()
+    waiting = [ancestor]
+    while waiting:
+        for child in children.get(waiting.pop(), []):
+            found.add((child, _beginning(child)))
+            waiting.append(child)
+    return found
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 400))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
