@@ -128,10 +128,10 @@ def test_cases_can_be_left_out_on_the_way(tmp_path, tiny):
 
 
 def test_an_unavailable_provider_fails_its_case(tmp_path, tiny):
-    outcome, _ = _run(tmp_path, providers=["host"], cases=SELECTED[:1])
+    outcome, _ = _run(tmp_path, providers=["cuda"], cases=SELECTED[:1])
     ((label, reason),) = outcome.failures
     assert label == "ResNet-50 · Encoding · Dilated"
-    assert reason.startswith("BackendUnavailableError: backend 'host' is not available")
+    assert reason.startswith("BackendUnavailableError: backend 'cuda' ")
 
 
 def test_without_a_terminal_each_case_is_a_line(tmp_path, tiny):

@@ -190,7 +190,7 @@ def corrupt(path: Path) -> Path:
         ({"weights": "none.pth"}, "none.pth: expected a file with weights, got none"),
         ({"--size": "0"}, "--size: expected at least 1 pixel, got 0"),
         ({"--device": "quantum"}, "--device: expected a device of this machine, got 'quantum'"),
-        ({"--backend": "host"}, "backend 'host' is not available"),
+        ({"--backend": "cuda"}, "backend 'cuda' "),
         ({"--width": "32"}, "expected the weights of"),
     ],
 )
