@@ -80,6 +80,8 @@ def build(check: str = _CHECK, *, root: Path | None = None, faulty: bool = False
     """
     root = source_root() if root is None else root
     tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}-{torch.__version__}"
+    if check == "coverage":
+        tag += f"-{root.resolve()}"  # what it counts, it counts for the files at the paths it was built from
     key = hashlib.sha256(f"{source_hash(root)} {_extra_hash(root) if faulty else ''} {tag}".encode()).hexdigest()[:16]
     name = "_faulty" if faulty else "_host"
     folder = cache_folder() / f"{name[1:]}-{check}-{key}"
@@ -93,6 +95,8 @@ def build(check: str = _CHECK, *, root: Path | None = None, faulty: bool = False
         if library.exists():
             return library
         work = folder / "build"
+        if work.exists():  # of a build that was broken off, perhaps from sources elsewhere
+            shutil.rmtree(work)
         import pybind11
 
         configure = [
