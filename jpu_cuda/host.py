@@ -89,7 +89,11 @@ def build(check: str = _CHECK, *, root: Path | None = None, faulty: bool = False
     if library.exists():
         return library
     tools = {tool: _tool(tool) for tool in ("cmake", "ninja")}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"host execution: expected a cache that can be written (XDG_CACHE_HOME chooses it), got {error}"
+        raise HostBuildError(message) from error
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be building the same
         if library.exists():
