@@ -67,9 +67,9 @@ def mode():
 
 
 def kernel_sources(root=ROOT):
-    """What goes into the binary; csrc/host and csrc/test execute kernels on the CPU."""
+    """What goes into the binary; csrc/host executes kernels on the CPU."""
     found = [path for pattern in ("*.cu", "*.cpp") for path in (root / "csrc").glob(f"*/{pattern}")]
-    return sorted(path.relative_to(root) for path in found if path.parent.name not in ("host", "test"))
+    return sorted(path.relative_to(root) for path in found if path.parent.name != "host")
 
 
 def find_nvcc():

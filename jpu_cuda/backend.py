@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from . import _extension, host
+from .ops._library import DTYPES
 
 BACKENDS = ("auto", "cuda", "host", "reference")
-
-# What the kernels are instantiated for.
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # The device that each kernel backend takes tensors of.
 _DEVICE = {"cuda": "cuda", "host": "cpu"}
@@ -140,10 +138,10 @@ def _why_not(tensor: Tensor, backend: str) -> str | None:
 @torch.compiler.assume_constant_result
 def _why_not_device(index: int) -> str | None:
     why_not = _extension.supports(index)
-    if why_not is not None and why_not not in _warned:
+    # Asked for by name, a missing backend is an error, which must not use up the one warning.
+    if why_not is not None and why_not not in _warned and requested_backend() == "auto":
         _warned.add(why_not)
-        if requested_backend() == "auto":
-            warnings.warn(f"jpu_cuda: PyTorch serves CUDA tensors, since {why_not}", stacklevel=2)
+        warnings.warn(f"jpu_cuda: PyTorch serves CUDA tensors, since {why_not}", stacklevel=2)
     return why_not
 
 

@@ -25,7 +25,9 @@ def upsample(levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
         align_corners: as in :func:`torch.nn.functional.interpolate`.
 
     Returns:
-        A list of [N, C_i, H_0, W_0]; its first entry is ``levels[0]`` itself, not a copy.
+        A list of [N, C_i, H_0, W_0]; its first entry is ``levels[0]`` itself, not a copy. Where a neighbour's
+        weight is 0, kernels leave it out, so that an infinite or NaN one does not spoil the pixel; PyTorch
+        multiplies it by 0 and gets NaN.
 
     Raises:
         TypeError, ValueError: levels that do not fit; the message says expected and got.

@@ -2,12 +2,11 @@
 
 The library is the same kernel sources, launchers and checks as the GPU binary, compiled by a C++ compiler
 without any CUDA toolkit. It is built on first use and kept in a cache by the hash of its sources. It is
-slow (some ten million operations a second) and strict: what a GPU would silently get wrong raises.
+slow (some ten million accesses of memory a second) and strict: what a GPU would silently get wrong raises.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -79,7 +78,7 @@ def build(check: str = _CHECK, *, root: Path | None = None, faulty: bool = False
         HostBuildError: no sources, no tools, or a compiler's error, which the message holds.
     """
     root = source_root() if root is None else root
-    tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}-{torch.__version__}"
+    tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}-{torch.__version__}-{_compiler()}"
     if check == "coverage":
         tag += f"-{root.resolve()}"  # what it counts, it counts for the files at the paths it was built from
     key = hashlib.sha256(f"{source_hash(root)} {_extra_hash(root) if faulty else ''} {tag}".encode()).hexdigest()[:16]
@@ -89,6 +88,14 @@ def build(check: str = _CHECK, *, root: Path | None = None, faulty: bool = False
     if library.exists():
         return library
     tools = {tool: _tool(tool) for tool in ("cmake", "ninja")}
+    try:  # here, since importing the package must work without
+        import fcntl
+
+        import pybind11
+    except ImportError as error:
+        raise HostBuildError(
+            f"host execution: expected Linux and pybind11 to build the kernels, got {error}"
+        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,8 +108,6 @@ def build(check: str = _CHECK, *, root: Path | None = None, faulty: bool = False
         work = folder / "build"
         if work.exists():  # of a build that was broken off, perhaps from sources elsewhere
             shutil.rmtree(work)
-        import pybind11
-
         configure = [
             *(tools["cmake"], "-G", "Ninja", "-S", str(root), "-B", str(work)),
             *(f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}", f"-DPython_EXECUTABLE={sys.executable}"),
@@ -136,12 +141,20 @@ def load() -> ModuleType:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Imports an extension module by its path."""
+    """Imports an extension module by its path.
+
+    Raises:
+        HostBuildError: the file is no library that loads here.
+    """
     spec = importlib.util.spec_from_file_location(path.name.split(".")[0], path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        message = f"host execution: expected a library that loads, got {error}; delete {path} to build it anew"
+        raise HostBuildError(message) from error
     return module
 
 
@@ -166,7 +179,7 @@ def record(module: ModuleType | None = None) -> Iterator[list[Launch]]:
 
 @contextmanager
 def schedule(seed: int = 0, *, late: bool = True, module: ModuleType | None = None) -> Iterator[None]:
-    """Sets in which order blocks and threads run, and when asynchronous copies take effect.
+    """Sets in which order blocks and threads run, and when asynchronous copies take effect, for this thread's calls.
 
     Args:
         seed: 0 for ascending order; others for a random one each.
@@ -190,6 +203,16 @@ def _tool(name: str) -> str:
             f"host execution: expected {name} on PATH to build the kernels, got none (pip install {name})"
         )
     return found
+
+
+def _compiler() -> str:
+    """What CMake will compile with, as far as the environment says: another one makes another library."""
+    name, flags = os.environ.get("CXX", "c++"), os.environ.get("CXXFLAGS", "")
+    try:
+        version = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        version = ""  # CMake will say so
+    return f"{name} {version.partition(chr(10))[0]} {flags}"
 
 
 def _extra_hash(root: Path) -> str:

@@ -145,7 +145,7 @@ def read_gcovr(report: dict[str, Any], root: Path = ROOT) -> list[Coverage]:
 def kernel_files(root: Path = ROOT) -> Iterator[Path]:
     """Headers of device/ and all of the ops' kernels; csrc/host is what runs them, and bindings hold none."""
     for folder in sorted((root / "csrc").iterdir()):
-        if folder.name not in ("host", "binding", "test"):
+        if folder.name not in ("host", "binding"):
             yield from sorted(path for path in folder.glob("*") if path.suffix in (".h", ".cu"))
 
 

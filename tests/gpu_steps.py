@@ -36,7 +36,8 @@ class Step:
         environment: variables beside those of this process.
         needs: names of steps that must have passed.
         skip: why it cannot run here; None if it can.
-        judge: told the exit code and the log; a complaint makes the step fail, and so does an exception.
+        judge: told the exit code and the log; a complaint makes the step fail, and so does an exception. If it
+            measured "errors", the step failed even where its time was up first.
     """
 
     name: str
@@ -148,10 +149,10 @@ def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda
         complaint = f"its output cannot be read: {error}"
     if interrupted:
         result.status, result.reason = "interrupted", "Ctrl-C"
-    elif late:
+    elif late and not result.measured.get("errors"):
         result.status, result.reason = "timed out", f"took more than its {limit:.0f} s"
-    elif complaint is not None:
-        result.status, result.reason = "failed", complaint
+    elif complaint is not None or late:
+        result.status, result.reason = "failed", complaint or f"found errors, then took more than its {limit:.0f} s"
     return result
 
 

@@ -58,6 +58,23 @@ def test_a_step_passes_fails_and_keeps_the_end_of_its_log(tmp_path: Path) -> Non
     assert (result.status, result.reason, result.log) == ("failed", "exit code 1", ["no kernels"])
 
 
+INTERRUPTED = """
+import signal, sys, time
+def end(*_):
+    print("========= ERROR SUMMARY: 3 errors")
+    sys.exit(0)
+signal.signal(signal.SIGINT, end)
+time.sleep(60)
+"""
+
+
+def test_errors_found_before_the_time_was_up_are_a_failure(tmp_path: Path) -> None:
+    sanitizer = step("memcheck", INTERRUPTED, judge=gpu_check.judge_sanitizer)
+    result = run_step(sanitizer, 2, tmp_path / "log", tmp_path)
+    assert (result.status, result.measured) == ("failed", {"errors": 3})
+    assert "3 errors" in result.reason
+
+
 def test_a_program_that_is_not_there_fails(tmp_path: Path) -> None:
     result = run_step(Step("none", [str(tmp_path / "none")], 1), 30, tmp_path / "log", tmp_path)
     assert result.status == "failed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -139,8 +140,33 @@ def test_a_cache_that_cannot_be_written_is_named(tools: Tools, root: Path, monke
 def test_a_library_that_does_not_load_is_named(root: Path) -> None:
     broken = root / "_host.so"
     broken.write_bytes(b"not a library")
-    with pytest.raises(ImportError, match=r"_host\.so"):
+    with pytest.raises(host.HostBuildError, match=r"expected a library that loads, got .* delete .*_host\.so"):
         host.load_module(broken)
+
+
+def test_another_compiler_is_another_library(tools: Tools, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = {host.build(root=root)}
+    for variable, value in (("CXXFLAGS", "-march=native"), ("CXX", "no-such-compiler")):
+        monkeypatch.setenv(variable, value)
+        libraries.add(host.build(root=root))
+    assert len(libraries) == 3
+
+
+@pytest.mark.parametrize("module", ["fcntl", "pybind11"])
+def test_without_a_module_that_building_needs_the_package_works(module: str, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules[{module!r}] = None
+import jpu_cuda
+try:
+    jpu_cuda.use_backend("host")
+except jpu_cuda.backend.BackendUnavailableError as error:
+    print(error)
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "expected Linux and pybind11" in done.stdout
+    assert module in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")

@@ -241,9 +241,47 @@ def test_the_functions_say_what_is_wrong_with_levels(wrong: str, op: Callable[..
 
 
 @pytest.mark.parametrize("name", ["upsample", "upsample_concat"])
-@pytest.mark.parametrize("wrong", ["three dimensions", "batch", "dtypes"])
-def test_fake_kernels_refuse_what_the_kernels_refuse(wrong: str, name: str) -> None:
+@pytest.mark.parametrize("wrong", sorted(set(WRONG_LEVELS) - {"devices"}))  # all are on one
+def test_fake_kernels_refuse_the_levels_that_the_kernels_refuse(wrong: str, name: str) -> None:
     levels = [x.to("meta") for x in WRONG_LEVELS[wrong][0]]
     arguments = (4, 5, True) if name == "upsample" else (True, False)
-    with pytest.raises(ValueError, match=r"levels\[1\]: expected .* got "):
+    with pytest.raises(ValueError, match=r"(levels\[[01]\]|dtype): expected .* got "):
         getattr(ops, name)(levels, *arguments)
+
+
+M = X.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.upsample([M], 0, 5, True), "size: expected height and width from 1 to 1073741824, got 0 and 5"),
+        (lambda: ops.upsample([M], 2**30 + 1, 1, True), "size: expected height and width .* got 1073741825 and 1"),
+        (lambda: ops.upsample_backward([M], [1], [0], True), r"sizes\[0\]: expected height and width .* got 1 and 0"),
+        (lambda: ops.upsample_backward([M, M], [1], [1], True), "shorter"),
+        (
+            lambda: ops.upsample_backward([M, M[:, :, :2]], [1, 1], [1, 1], True),
+            r"gradients\[1\]: expected height and width \(4, 5\) as gradients\[0\], got \(2, 5\)",
+        ),
+        (lambda: ops.upsample_backward([M.int()], [1], [1], True), "dtype: expected float64.* got torch.int32"),
+    ],
+)
+def test_fake_kernels_refuse_the_arguments_that_the_kernels_refuse(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_fake_kernels_know_the_format_of_any_strides() -> None:
+    """Also of those for which Python's own rule and C++'s once differed."""
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(2, 7, 8).permute(0, 2, 1).unsqueeze(3)]
+    for _ in range(300):
+        size = torch.randint(1, 4, (4,), generator=generator).tolist()
+        stride = torch.randint(0, 13, (4,), generator=generator).tolist()
+        levels.append(torch.zeros(200).as_strided(size, stride))
+        order = torch.randperm(4, generator=generator).tolist()  # dense ones
+        levels.append(torch.zeros([size[d] for d in order]).permute([order.index(d) for d in range(4)]))
+    for level in levels:
+        real = torch.empty_like(ops.upsample([level], 3, 2, False)[0], device="meta")
+        (fake,) = ops.upsample([torch.empty_strided(level.shape, level.stride(), device="meta")], 3, 2, False)
+        assert (fake.shape, fake.stride()) == (real.shape, real.stride()), (level.shape, level.stride())

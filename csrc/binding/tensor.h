@@ -45,7 +45,7 @@ inline Tensor empty_image(const std::vector<int64_t>& size, bool channels_last, 
                        : empty_strided(size, {c * h * w, h * w, w, 1}, like);
 }
 
-// As Tensor.suggest_memory_format decides: strides ascend C, W, H, N. Contiguous wins where both hold.
+// As Tensor.suggest_memory_format decides: strides ascend C, W, H, N.
 inline bool suggests_channels_last(const Tensor& t) {
   const auto sizes = t.sizes(), strides = t.strides();
   int64_t least = 0;

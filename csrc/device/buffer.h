@@ -19,6 +19,7 @@ struct Buffer {
   int64_t size[4];
   int64_t stride[4];  // in elements
   Access access;
+  bool argument = false;  // of the launch, which the hardware has in a constant bank: counters leave it out
 };
 
 }  // namespace jpu

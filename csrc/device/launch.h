@@ -14,12 +14,20 @@ struct Grid {
   int threads;
 };
 
+constexpr int kMaxThreads = 1024;   // a block's, on every GPU
+constexpr int kMaxParamBytes = 4096;  // a kernel's, on every GPU
+
 // Args:
 //   declare: is called with a function that takes Buffers, and names all memory that the kernel may
 //     touch beside its parameters. Only host execution calls it.
 template <class Params, class Declare>
 void launch(const char* name, void (*kernel)(Params), Grid grid, const Params& params, void* stream,
             Declare&& declare) {
+  static_assert(sizeof(Params) <= kMaxParamBytes, "split the launch, or put tables into global memory");
+  if (grid.threads < 1 || grid.threads > kMaxThreads) {
+    throw std::runtime_error(std::string(name) + ": expected 1 to " + std::to_string(kMaxThreads) +
+                             " threads a block, got " + std::to_string(grid.threads));
+  }
   if (grid.blocks == 0) return;
   if (grid.blocks > INT32_MAX) {
     throw std::runtime_error(std::string(name) + ": expected at most 2147483647 blocks, got " +
@@ -44,8 +52,8 @@ void launch(const char* name, void (*kernel)(Params), Grid grid, const Params& p
     }
   };
   const Call call{kernel, &params};
-  run.declare({"parameters", &params, sizeof(Params), {1, 1, 1, 1}, {0, 0, 0, 0}, Access::kRead});
-  run.declare({"call", &call, sizeof(Call), {1, 1, 1, 1}, {0, 0, 0, 0}, Access::kRead});
+  run.declare({"parameters", &params, sizeof(Params), {1, 1, 1, 1}, {0, 0, 0, 0}, Access::kRead, true});
+  run.declare({"call", &call, sizeof(Call), {1, 1, 1, 1}, {0, 0, 0, 0}, Access::kRead, true});
   run.execute(&Call::make, &call);
 #endif
 }

@@ -59,6 +59,11 @@ JPU_DEVICE void store_vector(T* address, const Vector<T>& value) {
 #endif
 }
 
+#if !JPU_CUDA
+template <class S>
+inline constexpr char kTypeOf = 0;
+#endif
+
 // The shared memory of this block as an S, which is not initialised. One call a kernel.
 template <class S>
 JPU_DEVICE S& shared_memory() {
@@ -67,7 +72,7 @@ JPU_DEVICE S& shared_memory() {
   __shared__ alignas(kVectorBytes) unsigned char storage[sizeof(S)];
   return *reinterpret_cast<S*>(storage);
 #else
-  return *static_cast<S*>(host::shared_memory(sizeof(S)));
+  return *static_cast<S*>(host::shared_memory(sizeof(S), &kTypeOf<S>));
 #endif
 }
 

@@ -15,7 +15,8 @@ typedef uint32_t Word16 __attribute__((vector_size(16), may_alias));
 int thread_index();
 uint32_t block_index();
 __attribute__((noinline)) void block_barrier();
-void* shared_memory(size_t bytes);
+// `type`: an address that stands for the type of what is kept there.
+void* shared_memory(size_t bytes, const void* type);
 
 float multiply_add(float a, float b, float c);
 double multiply_add(double a, double b, double c);
@@ -37,8 +38,6 @@ class Launch {
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;
 
-  // One object without strides, only read, is an argument: counters leave it out, since the hardware has it in
-  // a constant bank.
   void declare(const Buffer& buffer);
   // Throws std::runtime_error that names kernel, block and thread at the first fault.
   void execute(void (*body)(const void*), const void* argument);

@@ -127,8 +127,8 @@ void Execution::copy_access(uintptr_t address, int bytes, bool write, const void
   touch({address, bytes, write, false, order.copies_of(thread), order.group(thread), thread}, site);
 }
 
-void* Execution::shared_memory(size_t bytes) {
-  void* memory = shadow.shared_memory(bytes);
+void* Execution::shared_memory(size_t bytes, const void* type) {
+  void* memory = shadow.shared_memory(bytes, type);
   if (memory == nullptr) fault("shared memory of " + std::to_string(bytes) + " bytes: too much, or asked for twice");
   return memory;
 }
@@ -197,9 +197,9 @@ void block_barrier() {
   running()->barrier(site);
 }
 
-void* shared_memory(size_t bytes) {
+void* shared_memory(size_t bytes, const void* type) {
   const InRuntime inside;
-  return running()->shared_memory(bytes);
+  return running()->shared_memory(bytes, type);
 }
 
 void copy_async(void* shared, const void* global, int bytes, int source_bytes) {

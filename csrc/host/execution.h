@@ -55,7 +55,7 @@ class Execution {
 
   void access(uintptr_t address, int bytes, bool write, bool aligned, const void* site);
   void barrier(const void* site);
-  void* shared_memory(size_t bytes);
+  void* shared_memory(size_t bytes, const void* type);
   void copy_async(void* shared, const void* global, int bytes, int source_bytes, const void* site);
   void commit_copies();
   void wait_copies(int pending);

@@ -11,7 +11,7 @@ namespace jpu::host {
 
 namespace {
 
-Settings current_settings;
+thread_local Settings current_settings;
 std::vector<Record> records;
 std::map<uint64_t, size_t> recorders;  // where each open one began in records
 uint64_t next_recorder = 0;
@@ -21,15 +21,9 @@ std::mutex launching;  // one launch at a time: stacks of device threads are sha
 
 }  // namespace
 
-Settings settings() {
-  const std::lock_guard<std::mutex> lock(control);
-  return current_settings;
-}
+Settings settings() { return current_settings; }
 
-void set_settings(const Settings& settings) {
-  const std::lock_guard<std::mutex> lock(control);
-  current_settings = settings;
-}
+void set_settings(const Settings& settings) { current_settings = settings; }
 
 uint64_t open_recorder() {
   const std::lock_guard<std::mutex> lock(control);
@@ -70,9 +64,9 @@ void Launch::execute(void (*body)(const void*), const void* argument) {
   Execution& e = state_->execution;
   e.body = body;
   e.argument = argument;
+  e.settings = current_settings;
   {
     const std::lock_guard<std::mutex> lock(control);
-    e.settings = current_settings;
     e.counting = !recorders.empty();
   }
   struct Current {

@@ -23,6 +23,7 @@ struct Record {
   Counters counters;
 };
 
+// Of launches that this thread of the CPU makes.
 Settings settings();
 void set_settings(const Settings& settings);
 

@@ -60,17 +60,12 @@ Cell& Shadow::make(uintptr_t address) {
 
 std::string Shadow::declare(const Buffer& buffer) {
   if (buffers_.size() == 255) return "expected at most 255 buffers";
-  const auto is = [](const int64_t(&dimensions)[4], int64_t value) {
-    return std::all_of(dimensions, dimensions + 4, [value](int64_t d) { return d == value; });
-  };
-  // launch() passes objects, which have no strides.
-  const bool argument = buffer.access == Access::kRead && is(buffer.size, 1) && is(buffer.stride, 0);
-  if (!argument && buffer.element_bytes < kGranule) {
+  if (!buffer.argument && buffer.element_bytes < kGranule) {
     return std::string("'") + buffer.name + "': expected elements of at least " + std::to_string(kGranule) +
            " bytes, by which races are told apart, got " + std::to_string(buffer.element_bytes);
   }
   const uintptr_t base = reinterpret_cast<uintptr_t>(buffer.data);
-  buffers_.push_back({buffer.name, buffer.access, argument, ~uintptr_t{0}, 0});
+  buffers_.push_back({buffer.name, buffer.access, buffer.argument, ~uintptr_t{0}, 0});
   Declared& declared = buffers_.back();
   const uint8_t id = static_cast<uint8_t>(buffers_.size());
   for (int64_t a = 0; a < buffer.size[0]; ++a) {
@@ -107,7 +102,7 @@ void Shadow::start_block(uint32_t block) {
   readers_.clear();
 }
 
-void* Shadow::shared_memory(size_t bytes) {
+void* Shadow::shared_memory(size_t bytes, const void* type) {
   if (!shared_storage_) {
     shared_storage_ = std::make_unique<unsigned char[]>(kSharedCapacity + kSharedAlignment);
     const uintptr_t begin = reinterpret_cast<uintptr_t>(shared_storage_.get());
@@ -116,12 +111,13 @@ void* Shadow::shared_memory(size_t bytes) {
   // The first thread of a block that asks gets it fresh; the others the same.
   if (shared_bytes_ == 0 && bytes <= kSharedCapacity) {
     shared_bytes_ = bytes;
+    shared_type_ = type;
     JPU_UNPOISON(shared_begin_, kSharedCapacity);
     std::memset(reinterpret_cast<void*>(shared_begin_), 0xff, bytes);
     JPU_POISON(shared_begin_ + bytes, kSharedCapacity - bytes);
     shared_cells_.assign((bytes + kGranule - 1) / kGranule, Cell{});
   }
-  return shared_bytes_ == bytes ? reinterpret_cast<void*>(shared_begin_) : nullptr;
+  return shared_bytes_ == bytes && shared_type_ == type ? reinterpret_cast<void*>(shared_begin_) : nullptr;
 }
 
 bool Shadow::misaligned(const Event& access) {

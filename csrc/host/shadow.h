@@ -65,8 +65,8 @@ class Shadow {
   std::string declare(const Buffer& buffer);
   void start_block(uint32_t block);
   // The block's shared memory, which begins as NaN, since a GPU's holds whatever was there. Null if it is too
-  // large or of another size than the block asked for before.
-  void* shared_memory(size_t bytes);
+  // large or of another type than the block asked for before, which a GPU would give memory of its own.
+  void* shared_memory(size_t bytes, const void* type);
   bool is_shared(const void* address) const {
     return shared_bytes_ != 0 && reinterpret_cast<uintptr_t>(address) - shared_begin_ < kSharedCapacity;
   }
@@ -132,6 +132,7 @@ class Shadow {
   std::unique_ptr<unsigned char[]> shared_storage_;
   uintptr_t shared_begin_ = 0;
   size_t shared_bytes_ = 0;
+  const void* shared_type_ = nullptr;
   std::vector<Cell> shared_cells_;
   std::vector<std::vector<std::pair<Agent, uint32_t>>> readers_;
 };

@@ -21,7 +21,7 @@ JPU_DEVICE A mix(A weight_first, A first, A weight_second, A second) {
   return weight_second == 0 ? first : multiply_add(weight_second, second, weight_first * first);
 }
 
-// The row blend of one 16-byte vector.
+// Between two vectors.
 template <class T>
 JPU_DEVICE void mix_vectors(const T* first, const T* second, Accumulate<T> weight_first, Accumulate<T> weight_second,
                             Accumulate<T> (&result)[Vector<T>::kSize]) {

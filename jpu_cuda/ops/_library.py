@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 LIBRARY = torch.library.Library("jpu_cuda", "DEF")
 
@@ -48,9 +47,15 @@ def widest(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
+# What the kernels are instantiated for.
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
 def check_images(name: str, images: Sequence[Tensor]) -> None:
-    """What the binding checks, for fake kernels: they would answer for mixed devices without a word."""
+    """What the binding checks, for fake kernels: they would answer for anything without a word."""
     first = images[0]
+    if first.dtype not in DTYPES:
+        raise ValueError(f"dtype: expected float64, float32, float16 or bfloat16, got {first.dtype}")
     for i, image in enumerate(images):
         if image.dim() != 4:
             raise ValueError(f"{name}[{i}]: expected 4 dimensions [N, C, H, W], got {image.dim()}")
@@ -60,11 +65,39 @@ def check_images(name: str, images: Sequence[Tensor]) -> None:
                 raise ValueError(f"{name}[{i}]: expected {what} {expected} as {name}[0], got {got}")
         if image.shape[0] != first.shape[0]:
             raise ValueError(f"{name}[{i}]: expected batch size {first.shape[0]} as {name}[0], got {image.shape[0]}")
+        check_size(f"{name}[{i}]", image.shape[2], image.shape[3])
+
+
+_LARGEST = 2**30  # kMaxSize of csrc
+
+
+def check_size(name: str, height: Any, width: Any) -> None:
+    """As :func:`check_images`; sizes that are symbols are left to the binding."""
+    if any(isinstance(size, int) and not 1 <= size <= _LARGEST for size in (height, width)):
+        raise ValueError(f"{name}: expected height and width from 1 to {_LARGEST}, got {height} and {width}")
+
+
+def suggests_channels_last(image: Tensor) -> bool:
+    """As ``Tensor::suggest_memory_format`` in C++ and the binding decide: strides ascend C, W, H, N.
+
+    Python's copy of that rule (``torch._prims_common``) differed in some cases before torch 2.11.
+    """
+    size, stride = image.shape, image.stride()
+    least: Any = 0
+    if stride[1] == 0:
+        return False
+    for d in (1, 3, 2, 0):
+        if size[d] == 0 or stride[d] < least:
+            return False
+        if d == 0 and least == stride[1]:  # N·1·1·1 and the like: nothing tells the formats apart
+            return False
+        least = stride[d] * size[d] if size[d] > 1 else stride[d]
+    return True
 
 
 def empty_image(like: Tensor, channels: Any, height: Any, width: Any, formats: Sequence[Tensor]) -> Tensor:
     """An uninitialised [N, channels, height, width], channels_last if all of ``formats`` are."""
-    channels_last = all(suggest_memory_format(tensor) == torch.channels_last for tensor in formats)
+    channels_last = all(suggests_channels_last(tensor) for tensor in formats)
     return torch.empty(
         (like.shape[0], channels, height, width),
         dtype=like.dtype,

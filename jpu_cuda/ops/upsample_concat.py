@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._library import check_images, define, empty_image, register_autocast, register_autograd, widest
+from ._library import check_images, check_size, define, empty_image, register_autocast, register_autograd, widest
 
 define("upsample(Tensor[] levels, SymInt height, SymInt width, bool align_corners) -> Tensor[]")
 define("upsample_backward(Tensor[] gradients, SymInt[] heights, SymInt[] widths, bool align_corners) -> Tensor[]")
@@ -127,12 +127,18 @@ register_autocast("upsample_concat", lambda levels, *rest: (widest(levels), *res
 @torch.library.register_fake("jpu_cuda::upsample")
 def _(levels: list[Tensor], height: int, width: int, align_corners: bool) -> list[Tensor]:
     check_images("levels", levels)
+    check_size("size", height, width)
     return [empty_image(level, level.shape[1], height, width, [level]) for level in levels]
 
 
 @torch.library.register_fake("jpu_cuda::upsample_backward")
 def _(gradients: list[Tensor], heights: list[int], widths: list[int], align_corners: bool) -> list[Tensor]:
     check_images("gradients", gradients)
+    for i, (gradient, height, width) in enumerate(zip(gradients, heights, widths, strict=True)):
+        check_size(f"sizes[{i}]", height, width)
+        if gradient.shape[2:] != gradients[0].shape[2:]:
+            expected, got = tuple(gradients[0].shape[2:]), tuple(gradient.shape[2:])
+            raise ValueError(f"gradients[{i}]: expected height and width {expected} as gradients[0], got {got}")
     return [empty_image(g, g.shape[1], h, w, [g]) for g, h, w in zip(gradients, heights, widths, strict=True)]
 
 

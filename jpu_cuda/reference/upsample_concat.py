@@ -9,14 +9,16 @@ from torch import Tensor
 
 def upsample(levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
     """Resizes every level [N, C_i, H_i, W_i] to [N, C_i, H_0, W_0]; the first is passed through."""
-    size = levels[0].shape[2:]
-    return [
-        levels[0],
-        *(F.interpolate(level, size, mode="bilinear", align_corners=align_corners) for level in levels[1:]),
-    ]
+    return [levels[0], *(_resize(level, levels[0].shape[2:], align_corners) for level in levels[1:])]
 
 
 def upsample_concat(levels: Sequence[Tensor], align_corners: bool, reverse: bool = False) -> Tensor:
     """Resizes as :func:`upsample` and concatenates to [N, ΣC_i, H_0, W_0], last to first if ``reverse``."""
     resized = upsample(levels, align_corners)
     return torch.cat(resized[::-1] if reverse else resized, dim=1)
+
+
+def _resize(level: Tensor, size: torch.Size, align_corners: bool) -> Tensor:
+    if level.shape[1] == 0:  # which F.interpolate refuses
+        return level.new_empty((level.shape[0], 0, *size))
+    return F.interpolate(level, size, mode="bilinear", align_corners=align_corners)

@@ -31,6 +31,7 @@ enum class Fault {
   kSharedUnwritten,
   kSharedByte,
   kSharedTwice,
+  kSharedTwiceAlike,
   kOutputReadEarly,
   kInputWritten,
   kOutputUnwritten,
@@ -75,6 +76,7 @@ reverse(JPU_PARAMS Memory m) {
 
   if (F != Fault::kSharedUnwritten || t != 5) shared.value[F == Fault::kSharedWriteWrite ? t / 2 : t] = value;
   if (F == Fault::kSharedTwice && t == 1) store(output, shared_memory<float[kThreads + 1]>()[0]);
+  if (F == Fault::kSharedTwiceAlike && t == 1) store(output, shared_memory<float[kThreads]>()[0]);
   if (F == Fault::kSharedWritePastEnd && last) shared.value[t + 1] = value;
   if (F == Fault::kSharedByte) reinterpret_cast<unsigned char*>(shared.value)[4 * t] = 0;
   if (F == Fault::kLeavesBeforeBarrier && t == 5) return;
@@ -304,9 +306,9 @@ deep_stack(JPU_PARAMS Memory m) {
   store(m.output + thread_index(), before + descend(m.option, 0));
 }
 
-template <void (*Kernel)(Memory)>
+template <void (*Kernel)(Memory), int Threads = kThreads>
 void start(const char* name, const Memory& m) {
-  launch(name, Kernel, {m.rows, kThreads}, m, nullptr, [&](auto declare) {
+  launch(name, Kernel, {m.rows, Threads}, m, nullptr, [&](auto declare) {
     const auto matrix = [&](const char* what, const float* data, int64_t columns, int64_t stride, Access access) {
       declare(Buffer{what, data, sizeof(float), {1, 1, m.rows, columns}, {1, 1, stride, 1}, access});
     };
@@ -346,6 +348,9 @@ constexpr Entry kEntries[] = {
     {"shared_unwritten", &start<&reverse<Fault::kSharedUnwritten>>},
     {"shared_byte", &start<&reverse<Fault::kSharedByte>>},
     {"shared_twice", &start<&reverse<Fault::kSharedTwice>>},
+    {"shared_twice_alike", &start<&reverse<Fault::kSharedTwiceAlike>>},
+    {"too_many_threads", &start<&visits, 1025>},
+    {"no_threads", &start<&visits, 0>},
     {"output_read_early", &start<&reverse<Fault::kOutputReadEarly>>},
     {"input_written", &start<&reverse<Fault::kInputWritten>>},
     {"output_unwritten", &start<&reverse<Fault::kOutputUnwritten>>},
