@@ -27,14 +27,14 @@ SOURCE = runpy.run_path(str(ROOT / "jpu_cuda" / "_source.py"))  # importing jpu_
 
 SOURCE_HASH = SOURCE["source_hash"](ROOT)  # before compiling: a file edited meanwhile makes the binary stale
 
-BINARY, BUILD_INFO = "_kernels.abi3.so", "_build_info.json"
-OLDEST_TORCH, OLDEST_NVCC, OLDEST_ARCH = (2, 10), (12, 0), (8, 0)
+BINARY, BUILD_INFO, OLDEST_TORCH = SOURCE["BINARY"], SOURCE["BUILD_INFO"], SOURCE["OLDEST_TORCH"]
+OLDEST_NVCC, OLDEST_ARCH = (12, 0), (8, 0)
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 ARCHS_BEFORE_BLACKWELL = "8.0;8.6;8.9;9.0a;9.0+PTX"  # nvcc < 12.8; 9.0a runs on 9.0 alone, hence the PTX of 9.0
 
 # No fast-math. Not -fmad=false either: the kernels say fma where they mean it.
 FLAGS = ["-O3", "-std=c++20", "-DUSE_CUDA", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # OLDEST_TORCH, in which this binary must load
+FLAGS += [f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"]
 # cudart is linked in: the stable ABI does not cover it, and its soname changes with every major version of CUDA.
 # torch's libraries are named because it loads them privately, which leaves their symbols to none but its dependents.
 LINK_FLAGS = ["-shared", "-cudart=static", *(f"-Xlinker={flag}" for flag in ("--exclude-libs=ALL", "-z", "defs"))]

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 
 from . import _source
+from ._source import BINARY, BUILD_INFO, OLDEST_TORCH
 
 _PACKAGE = Path(__file__).resolve().parent
-_BINARY = "_kernels.abi3.so"
-_BUILD_INFO = "_build_info.json"
-_OLDEST_TORCH = (2, 10)
 
 # What each CUDA version asks of the driver on Linux; within one major version any driver of it serves.
 _OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
@@ -69,7 +67,7 @@ def load() -> Status:
 
 def load_from(package: Path, open_library: Callable[[str], Any] | None = None) -> Status:
     """Loads the binary in the folder ``package``; ``open_library`` is ``torch.ops.load_library`` but for tests."""
-    binary = package / _BINARY
+    binary = package / BINARY
     try:
         info = read_info(package)
     except ValueError as error:
@@ -90,7 +88,7 @@ def read_info(package: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file holds something else.
     """
-    path = package / _BUILD_INFO
+    path = package / BUILD_INFO
     try:
         info = json.loads(path.read_text())
     except FileNotFoundError:
@@ -111,13 +109,13 @@ def refusal(info: dict[str, Any], has_binary: bool, here: Here) -> str | None:
     """Why the binary must not be loaded here; None if it may."""
     if not info.get("built"):
         if has_binary:
-            return f"{_BINARY} is there, but no {_BUILD_INFO} says what it was built for; {_HOW_TO_BUILD}"
+            return f"{BINARY} is there, but no {BUILD_INFO} says what it was built for; {_HOW_TO_BUILD}"
         why_not = f" ({info['why_not']})" if info.get("why_not") else ""
         return f"this installation has no compiled CUDA kernels{why_not}; {_HOW_TO_BUILD}"
     built = built_for(info)
     if not has_binary:
-        return f"{built} are gone: expected {_BINARY} beside the package, got none; {_HOW_TO_BUILD}"
-    if version_of(here.torch) < _OLDEST_TORCH:
+        return f"{built} are gone: expected {BINARY} beside the package, got none; {_HOW_TO_BUILD}"
+    if version_of(here.torch) < OLDEST_TORCH:
         return f"{built} need torch >= 2.10, got torch {here.torch}"
     if here.cuda is None:
         return f"{built} need a torch with CUDA, got torch {here.torch} without"

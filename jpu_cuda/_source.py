@@ -1,4 +1,4 @@
-"""Where the kernels' sources are, and their hash.
+"""Where the kernels' sources are, their hash, and what is built from them.
 
 Imports nothing but the standard library, since setup.py loads this file by its path: torch, and so
 the package, may be absent while the package is built.
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+
+# What setup.py puts into the package and _extension.py looks for.
+BINARY, BUILD_INFO = "_kernels.abi3.so", "_build_info.json"
+OLDEST_TORCH = (2, 10)  # whose stable ABI the binary uses; CMakeLists.txt compiles the bindings for it too
 
 # Beside csrc/, what the hash covers and an installed package carries along.
 BUILD_FILES = ("CMakeLists.txt", "setup.py")
