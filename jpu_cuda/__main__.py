@@ -27,17 +27,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help=described, description=described)
     described = "segment one image: writes <name>_mask.png and <name>_overlay.png"
     segment_parser = commands.add_parser("segment", help=described, description=described)
+    missing: ImportError | None = None
     try:
         from . import segment
-    except ImportError as error:
-        if list(sys.argv[1:] if argv is None else argv) == ["info"]:
-            return _info()
-        print(f"error: expected Pillow to be installed (pip install 'jpu-cuda[models]'), got: {error}", file=sys.stderr)
-        return 2
-    segment.add_arguments(segment_parser)
+    except ImportError as error:  # the other commands need none of what it needs
+        missing = error
+        segment_parser.add_argument("words", nargs=argparse.REMAINDER)
+    else:
+        segment.add_arguments(segment_parser)
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         return _info()
+    if missing is not None:
+        needed = "pip install 'jpu-cuda[models]'"
+        print(f"error: expected Pillow to be installed ({needed}), got: {missing}", file=sys.stderr)
+        return 2
     try:
         segment.run(arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:

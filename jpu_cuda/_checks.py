@@ -21,6 +21,12 @@ def same_for_convolution(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype
 
 
+def check_flag(name: str, value: bool) -> None:
+    """Raises TypeError for anything but a bool: 0.5 or "no" would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+
+
 def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None, *, name: str = "levels") -> None:
     """Checks a pyramid of feature maps.
 
@@ -30,7 +36,7 @@ def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None
         name: how the caller calls them, for the message.
 
     Raises:
-        TypeError: not a sequence, or a level that is not a floating-point tensor.
+        TypeError: not a sequence, or a level that is not a strided floating-point tensor.
         ValueError: no levels, or levels that are not 4-D, are empty in height or width, have other
             channels than expected, or differ from each other in batch size, dtype or device.
     """
@@ -43,6 +49,8 @@ def check_levels(levels: Sequence[Tensor], channels: Sequence[int] | None = None
             raise TypeError(f"{name}[{i}]: expected a Tensor, got {type(level).__name__}")
         if level.dim() != 4:
             raise ValueError(f"{name}[{i}]: expected 4 dimensions [N, C, H, W], got shape {tuple(level.shape)}")
+        if level.layout != torch.strided:
+            raise TypeError(f"{name}[{i}]: expected a strided tensor, got layout {level.layout}")
         if not level.is_floating_point():
             raise TypeError(f"{name}[{i}]: expected a floating-point dtype, got {level.dtype}")
         if level.shape[2] == 0 or level.shape[3] == 0:

@@ -135,8 +135,9 @@ def built_for(info: dict[str, Any]) -> str:
     return f"kernels built for CUDA {info['cuda']}, torch >= 2.10 and {', '.join(info['archs'])}"
 
 
+@functools.cache
 def supports(device_index: int) -> str | None:
-    """Why the loaded binary cannot serve a device; None if it can. Never raises."""
+    """Why the loaded binary cannot serve a device; None if it can. Never raises; the answer is kept."""
     status = load()
     if not status.available:
         return status.reason
@@ -144,15 +145,15 @@ def supports(device_index: int) -> str | None:
         name = torch.cuda.get_device_name(device_index)
         capability = torch.cuda.get_device_capability(device_index)
     except Exception as error:  # RuntimeError, AssertionError and others, by version and by what is wrong
-        return no_device(status.info, device_index, _text(error))
+        return no_device(status.info, _text(error))
     return device_refusal(status.info, name, capability)
 
 
-def no_device(info: dict[str, Any], device_index: int, error: str) -> str:
+def no_device(info: dict[str, Any], error: str) -> str:
     """The reason where PyTorch cannot reach a device."""
     major = version_of(info["cuda"])[0]
     driver = f" (CUDA {major} needs an NVIDIA driver >= {_OLDEST_DRIVER[major]})" if major in _OLDEST_DRIVER else ""
-    return f"{built_for(info)}: expected CUDA device {device_index}{driver}, got {error!r}"
+    return f"{built_for(info)}: expected a CUDA device{driver}, got {error!r}"
 
 
 def device_refusal(info: dict[str, Any], name: str, capability: tuple[int, int]) -> str | None:

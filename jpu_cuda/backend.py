@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import warnings
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -31,7 +33,8 @@ class use_backend:
     ``use_backend("reference")`` as a statement holds until it is called again; ``with
     use_backend("reference"):`` restores what was there before. The choice belongs to the current
     :mod:`contextvars` context, so threads and asyncio tasks do not disturb each other; a new thread
-    starts from ``"auto"``. A backward pass runs on the backend of its forward, wherever it is called.
+    starts from ``"auto"``. A backward pass runs on the backend of its forward, wherever it is called; what
+    :mod:`torch.utils.checkpoint` computes anew runs on the backend that is current then.
 
     Args:
         name: ``"auto"`` (compiled kernels for CUDA tensors, the reference for all else), ``"cuda"``
@@ -57,6 +60,7 @@ class use_backend:
         if self._entered:
             raise RuntimeError("use_backend: expected a fresh use_backend(...) for each with block")
         self._entered = True
+        _requested.set(self.name)  # another may have been chosen since this one was made
         return self
 
     def __exit__(
@@ -134,15 +138,20 @@ def _why_not(tensor: Tensor, backend: str) -> str | None:
     return _why_not_device(tensor.device.index) if backend == "cuda" else None
 
 
-# A constant of the process, and nothing for torch.compile to look into.
+# Nothing for torch.compile to look into.
 @torch.compiler.assume_constant_result
 def _why_not_device(index: int) -> str | None:
     why_not = _extension.supports(index)
     # Asked for by name, a missing backend is an error, which must not use up the one warning.
-    if why_not is not None and why_not not in _warned and requested_backend() == "auto":
-        _warned.add(why_not)
-        warnings.warn(f"jpu_cuda: PyTorch serves CUDA tensors, since {why_not}", stacklevel=2)
+    if why_not is not None and requested_backend() == "auto":
+        _warn_once(why_not)
     return why_not
 
 
-_warned: set[str] = set()
+@functools.cache
+def _warn_once(why_not: str) -> None:
+    """One warning a process for each reason, which names the line that called into this package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("jpu_cuda", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"jpu_cuda: PyTorch serves CUDA tensors, since {why_not}", stacklevel=level)

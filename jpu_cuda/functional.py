@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops  # noqa: F401  defines torch.ops.jpu_cuda
-from ._checks import check_levels, same_for_convolution
+from ._checks import check_flag, check_levels, same_for_convolution
 from .backend import choose
 from .reference import separable_pyramid as _separable_pyramid
 from .reference import upsample_concat as _upsample_concat
@@ -34,6 +34,7 @@ def upsample(levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
         BackendUnavailableError: a backend was asked for by name that cannot serve these tensors.
     """
     check_levels(levels)
+    check_flag("align_corners", align_corners)
     if choose(levels[0]).backend == "reference":
         return _upsample_concat.upsample(levels, align_corners)
     first, *others = levels
@@ -53,13 +54,16 @@ def upsample_concat(levels: Sequence[Tensor], align_corners: bool, reverse: bool
             first to last.
 
     Returns:
-        [N, ΣC_i, H_0, W_0].
+        [N, ΣC_i, H_0, W_0] in the dtype of the levels, under autocast the widest of them; channels_last if all
+        levels are. Of infinite and NaN neighbours as :func:`upsample`.
 
     Raises:
         TypeError, ValueError: levels that do not fit; the message says expected and got.
         BackendUnavailableError: a backend was asked for by name that cannot serve these tensors.
     """
     check_levels(levels)
+    check_flag("align_corners", align_corners)
+    check_flag("reverse", reverse)
     if choose(levels[0]).backend == "reference":
         return _upsample_concat.upsample_concat(levels, align_corners, reverse)
     return torch.ops.jpu_cuda.upsample_concat(list(levels), align_corners, reverse)

@@ -105,6 +105,26 @@ def assert_no_worse(actual: Tensor, baseline: Tensor, truth: Tensor, factor: flo
     assert error <= allowed, f"expected an error of at most {allowed:.3e}, got {error:.3e}"
 
 
+def assert_rounded(actual: Tensor, truth: np.ndarray, magnitude: np.ndarray, steps: int) -> None:
+    """Asserts that each entry is the truth but for the output's own rounding and ``steps`` of the sum's type.
+
+    Args:
+        actual: the result under test.
+        truth: extended precision on the same rounded inputs.
+        magnitude: the sum of the terms' absolute values, entry by entry.
+        steps: how many results are rounded one after the other on the way to an entry, in float64 for float64 and
+            float32 for all else.
+    """
+    out = torch.finfo(actual.dtype)
+    sums = torch.finfo(torch.float64 if actual.dtype == torch.float64 else torch.float32)
+    exceeded = np.abs(actual.detach().double().cpu().numpy().astype(np.longdouble) - truth)
+    bound = out.eps / 2 * np.abs(truth) + out.smallest_normal * out.eps / 2  # normal or subnormal
+    # Half an ulp each; what is rounded to half precision last may be off by that, and land on the other neighbour.
+    exceeded -= bound + steps * sums.eps / 2 * (1 + out.eps) * magnitude
+    worst = np.unravel_index(int(exceeded.argmax()), exceeded.shape)
+    assert exceeded[worst] <= 0, f"at {tuple(map(int, worst))}: expected {truth[worst]}, got {actual[worst]}"
+
+
 def max_error(actual: Tensor, truth: np.ndarray) -> float:
     """The largest difference from a truth of extended precision, which float64 differences would round away."""
     assert actual.shape == truth.shape, f"expected shape {truth.shape}, got {tuple(actual.shape)}"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_no_worse_than, assert_within, max_error
+from helpers import assert_no_worse_than, assert_rounded, assert_within, max_error
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -281,4 +281,9 @@ def check_backward(case: Case, device: str = "cpu") -> None:
             lambda g, size=size: torch_adjoint(g, size, case.align_corners),
             lambda g, size=size: true_adjoint(g, size, case.align_corners),
         )
-        assert_no_worse_than(result, true_adjoint(gradient, size, case.align_corners), errors[0])
+        truth = true_adjoint(gradient, size, case.align_corners)
+        assert_no_worse_than(result, truth, errors[0])
+        if gradient.numel() and result.numel():
+            magnitude = true_adjoint(gradient.abs(), size, case.align_corners)
+            # A product and two weights of three roundings each, then a sum over the support.
+            assert_rounded(result, truth, magnitude, 8 + sum(gradient.shape[2:]))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -218,10 +219,17 @@ def test_a_device_without_code_is_named_with_what_there_is_code_for() -> None:
 
 
 def test_a_device_that_pytorch_cannot_reach_is_told_which_driver_it_needs() -> None:
-    assert _extension.no_device(INFO, 0, "The NVIDIA driver on your system is too old (found version 12040).") == (
-        f"{BUILT_FOR}: expected CUDA device 0 (CUDA 13 needs an NVIDIA driver >= 580), "
+    assert _extension.no_device(INFO, "The NVIDIA driver on your system is too old (found version 12040).") == (
+        f"{BUILT_FOR}: expected a CUDA device (CUDA 13 needs an NVIDIA driver >= 580), "
         "got 'The NVIDIA driver on your system is too old (found version 12040).'"
     )
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew() -> Iterator[None]:
+    _extension.supports.cache_clear()
+    yield
+    _extension.supports.cache_clear()
 
 
 @pytest.fixture
@@ -253,7 +261,7 @@ def test_a_driver_that_does_not_start_is_a_reason(monkeypatch: pytest.MonkeyPatc
         raise error
 
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(get_device_name=fail))
-    assert str(_extension.supports(1)).endswith(f"CUDA device 1 (CUDA 13 needs an NVIDIA driver >= 580), got '{error}'")
+    assert str(_extension.supports(1)).endswith(f"a CUDA device (CUDA 13 needs an NVIDIA driver >= 580), got '{error}'")
 
 
 def test_without_a_binary_no_device_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:

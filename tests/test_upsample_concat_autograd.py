@@ -3,8 +3,11 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from helpers import pyramid
 from strategies import DTYPES, LAYOUTS, needs_host, plain
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from jpu_cuda import functional, host, use_backend
 
@@ -202,12 +206,47 @@ def test_transforms_of_torch_func_are_served_by_the_reference() -> None:
 
     with pytest.raises(RuntimeError, match="Batching rule not implemented for jpu_cuda::upsample_concat"):
         torch.vmap(lambda x: ops.upsample_concat([x], False, False))(stacked[0])
-    inputs = levels_of()
-    out = functional.upsample_concat(inputs, False)
-    with pytest.raises(RuntimeError, match="Batching rule not implemented for jpu_cuda::upsample_backward"):
-        torch.autograd.grad(out, inputs, torch.ones(2, *out.shape).double(), is_grads_batched=True)
     with pytest.raises(RuntimeError, match="functorch transforms"):
         torch.func.grad(lambda x: ops.upsample_concat([x], False, False).sum())(levels[0])
+
+
+def test_batched_gradients_equal_single_ones() -> None:
+    inputs = levels_of()
+    out = functional.upsample_concat(inputs, False)
+    vectors = torch.randn(2, *out.shape).double()
+    batched = torch.autograd.grad(out, inputs, vectors, is_grads_batched=True, retain_graph=True)
+    for i in range(2):
+        for got, expected in zip(batched, torch.autograd.grad(out, inputs, vectors[i], retain_graph=True), strict=True):
+            torch.testing.assert_close(got[i], expected, rtol=1e-13, atol=1e-13)
+    jacobian = torch.autograd.functional.jacobian
+    level = inputs[1].detach()
+    resized = lambda x: functional.upsample([inputs[0].detach(), x], True)[1]  # noqa: E731
+    torch.testing.assert_close(jacobian(resized, level, vectorize=True), jacobian(resized, level), rtol=1e-13, atol=0)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["upsample_concat", "upsample", "upsample_backward"])
+def test_forward_mode_gradients_check(name: str, align_corners: bool) -> None:
+    runs: dict[str, Callable[..., Any]] = {
+        "upsample_concat": lambda *x: functional.upsample_concat(x, align_corners, reverse=True),
+        "upsample": lambda *x: tuple(functional.upsample(x, align_corners)),
+        "upsample_backward": lambda *x: tuple(ops.upsample_backward(x, [2, 9], [3, 1], align_corners)),
+    }
+    sizes = ((4, 5), (4, 5)) if name == "upsample_backward" else SIZES
+    inputs = tuple(pyramid((2, 1, 3)[: len(sizes)], sizes, requires_grad=True))
+    with host.record() as launches:
+        assert torch.autograd.gradcheck(runs[name], inputs, check_forward_ad=True, check_batched_grad=True)
+    assert launches
+
+
+def test_a_tangent_of_one_level_leaves_the_others_alone() -> None:
+    levels = levels_of(requires_grad=False)
+    tangent = torch.randn_like(levels[1])
+    with forward_ad.dual_level():
+        out = functional.upsample_concat([levels[0], forward_ad.make_dual(levels[1], tangent), levels[2]], False)
+        moved = forward_ad.unpack_dual(out).tangent
+    zeros = [torch.zeros_like(x) for x in levels]
+    assert torch.equal(moved, functional.upsample_concat([zeros[0], tangent, zeros[2]], False))
 
 
 # --- operators ---------------------------------------------------------------------------------------
@@ -355,6 +394,40 @@ def test_an_exported_program_survives_a_file() -> None:
     torch.export.save(torch.export.export(Resize(), levels), file)
     file.seek(0)
     assert torch.equal(torch.export.load(file).module()(*levels), Resize()(*levels))
+
+
+@pytest.mark.parametrize("call", ["torch.export.load(sys.argv[1]).module()(*x)", "ops.upsample_concat(x, False, True)"])
+def test_operators_work_in_a_process_that_loaded_no_kernels(call: str, tmp_path: Path) -> None:
+    levels = tuple(levels_of(torch.float32, requires_grad=False))
+    torch.export.save(torch.export.export(Resize(), levels), tmp_path / "program.pt2")
+    torch.save((levels, Resize()(*levels)), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch, jpu_cuda
+ops = torch.ops.jpu_cuda
+x, expected = torch.load(sys.argv[2])
+out = {call}
+torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+for level in x:
+    level.requires_grad_()
+ops.upsample_concat(list(x), False, False).sum().backward()
+assert all(level.grad is not None for level in x)
+"""
+    files = [str(tmp_path / "program.pt2"), str(tmp_path / "expected.pt")]
+    subprocess.run([sys.executable, "-c", code, *files], check=True)
+
+
+def test_the_package_can_be_imported_again() -> None:
+    code = """
+import sys, torch, jpu_cuda
+for name in [name for name in sys.modules if name.startswith("jpu_cuda")]:
+    del sys.modules[name]
+import gc; gc.collect()
+import jpu_cuda
+with jpu_cuda.use_backend("host"):
+    print(jpu_cuda.functional.upsample_concat([torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)], False).sum())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "tensor(8.)" in done.stdout
 
 
 def test_onnx_gets_plain_operators() -> None:

@@ -66,6 +66,10 @@ class JointPyramid(nn.Module):
     def check(self, levels: Sequence[Tensor], name: str) -> None:
         """Raises TypeError or ValueError where levels (finest first) do not fit each other or this module."""
         check_levels(levels, self.level_channels, name=name)
+        self.check_like_module(levels, name)
+
+    def check_like_module(self, levels: Sequence[Tensor], name: str) -> None:
+        """Raises ValueError where levels have another device or dtype than the module takes."""
         conv = self.get_submodule(self.layout.stage_path(0, "conv"))
         # A replaced layer, or one that a hook prepares (offloading, sharding), may hold its weight otherwise.
         if type(conv) is not nn.Conv2d or conv._forward_pre_hooks:

@@ -239,6 +239,7 @@ class JPU_X(nn.Module):
         levels = inputs[1:4]
         channels = (*self.jum_1.level_channels, self.jum_2.level_channels[-1])
         check_levels(levels, channels, name="inputs[1:4]")
+        self.jum_1.check_like_module(levels, name="inputs[1:4]")
         return levels
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -11,12 +12,17 @@ def oddities(module: nn.Module) -> Iterator[str]:
 
     Pruning and weight norm of the older kind are hooks; LoRA and quantisation replace the class.
     """
+    everywhere = torch.nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        yield "all modules have hooks"
     for path, part in module.named_modules():
         name = path or "the module"
         if is_parametrized(part):
             yield f"{name} is parametrised"
         elif not type(part).__module__.startswith(("torch.nn.", "jpu_cuda.")):
             yield f"{name} is a {type(part).__module__}.{type(part).__name__}"
+        if "forward" in vars(part):
+            yield f"{name} has a forward of its own"
         if any(
             (
                 part._forward_pre_hooks,

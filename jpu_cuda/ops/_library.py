@@ -8,35 +8,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIBRARY = torch.library.Library("jpu_cuda", "DEF")
+from .. import _extension
+
+LIBRARY = torch.library.Library("jpu_cuda", "FRAGMENT")
+
+# Where the package is imported a second time (reloaded, or from another path), its first copy's operators stay.
+_KEPT = "_kept_library"  # deleting it would take its operators along
+_FIRST = not hasattr(torch.ops.jpu_cuda, _KEPT)
+if _FIRST:
+    setattr(torch.ops.jpu_cuda, _KEPT, LIBRARY)
 
 
 def define(schema: str) -> None:
     """Defines an operator that compiles, exports and has right fake kernels."""
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if _FIRST:
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def register_autograd(name: str, function: Callable[..., Any]) -> None:
-    """Registers what serves an operator where gradients are recorded."""
-    LIBRARY.impl(name, function, "Autograd")
+def register(name: str, function: Callable[..., Any], key: str) -> None:
+    """Registers an implementation for a dispatch key."""
+    if _FIRST:
+        LIBRARY.impl(name, function, key)
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates the function that gives an operator's results without computing them."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if _FIRST:
+            torch.library.register_fake(f"jpu_cuda::{name}", function, lib=LIBRARY)
+        return function
+
+    return decorate
+
+
+def register_reference(name: str, function: Callable[..., Any]) -> None:
+    """Registers what serves an operator where no kernel is loaded: an exported program may be the first to call it.
+
+    The GPU binary is looked for then, as :func:`jpu_cuda.backend.choose` does for functions and modules.
+    """
+    operator = getattr(torch.ops.jpu_cuda, name)
+
+    def serve(tensors: list[Tensor], *rest: Any) -> Any:
+        if tensors[0].is_cuda and _extension.load().available:
+            return operator(tensors, *rest)
+        return function(tensors, *rest)
+
+    register(name, serve, "CompositeExplicitAutograd")
 
 
 def register_autocast(name: str, function: Callable[..., Any]) -> None:
     """Registers what autocast makes of the arguments; it returns those to call the operator with."""
     operator = getattr(torch.ops.jpu_cuda, name)
 
-    def register(device: str, key: str) -> None:
-        # The key by its enumerator's name, which has no capitals beyond the device's.
+    def register_for(key: str) -> None:
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def autocast(*args: Any) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 return operator(*function(*args))
 
-        LIBRARY.impl(name, autocast, key)
+        register(name, autocast, key)
 
-    register("cuda", "AutocastCUDA")
-    register("cpu", "AutocastCPU")
+    register_for("AutocastCUDA")
+    register_for("AutocastCPU")
 
 
 def widest(tensors: Sequence[Tensor]) -> list[Tensor]:
