@@ -95,9 +95,14 @@ def confirmation(records: Iterable[dict[str, Any]], sources: str) -> dict[str, A
 
 def kernel_status(records: Iterable[dict[str, Any]], sources: str) -> str:
     """The beginning of the README's statement about kernels of the sources of a hash."""
+    records = list(records)
     found = confirmation(records, sources)
     if found is None:
-        return "Kernel status: **host-verified** (no GPU record for these sources)"
+        older = max(filter(passes, records), key=lambda record: str(record["run"]), default=None)
+        if older is None:
+            return "Kernel status: **host-verified** (no GPU record for these sources)"
+        last = f"`{older['source_hash'][:12]}` on {older['device']}"
+        return f"Kernel status: **host-verified** (no GPU record for these sources; last confirmed: {last})"
     return f"Kernel status: **confirmed on {found['device']}** at source hash `{sources[:12]}`"
 
 

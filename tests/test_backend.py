@@ -2,11 +2,14 @@
 
 import threading
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from helpers import pyramid
+from strategies import needs_host
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import jpu_cuda
 from jpu_cuda import (
@@ -77,18 +80,25 @@ def test_threads_do_not_disturb_each_other() -> None:
         assert future.result() == "auto"
 
 
-def test_a_backward_follows_its_forward() -> None:
+@needs_host
+@pytest.mark.parametrize(("forward", "launches"), [("host", 1), ("reference", 0)])
+def test_a_backward_follows_its_forward(forward: str, launches: int) -> None:
     levels = pyramid(requires_grad=True)
     jpu = JPU((8, 16, 32), width=8).double()
-    with use_backend("reference"):
+    with use_backend(forward):
         out = jpu(*levels)[-1]
-    out.sum().backward()
-    inside = [x.grad for x in levels]
-    for x in levels:
-        x.grad = None
-    with use_backend("reference"):
-        jpu(*levels)[-1].sum().backward()
-    assert all(torch.equal(a, b.grad) for a, b in zip(inside, levels, strict=True) if a is not None)
+    other = "reference" if forward == "host" else "host"
+    with use_backend(other), host.record() as recorded:
+        out.sum().backward()
+    assert len(recorded) == launches
+
+
+def test_a_choice_made_earlier_holds_in_its_block() -> None:
+    earlier = use_backend("reference")
+    use_backend("auto")
+    with earlier:
+        assert requested_backend() == "reference"
+    assert requested_backend() == "auto"
 
 
 def test_an_unknown_name() -> None:
@@ -121,14 +131,34 @@ def test_kernels_asked_for_do_not_take_other_dtypes() -> None:
         functional.upsample_concat([level], align_corners=False)
 
 
-def test_auto_warns_once_that_pytorch_serves_cuda_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_extension, "supports", lambda index: f"no code for device {index}")
-    monkeypatch.setattr(backend, "_warned", set())
-    with pytest.warns(UserWarning, match="PyTorch serves CUDA tensors, since no code for device 0"):
-        assert backend._why_not_device(0) == "no code for device 0"
+@pytest.fixture
+def cuda_levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
+    """CUDA tensors that hold nothing, which needs no GPU, and a binary without code for it."""
+    monkeypatch.setattr(_extension, "supports", lambda index: "no code for the device")
+    backend._warn_once.cache_clear()
+    with FakeTensorMode():
+        yield [torch.empty(1, 1, size, size, device="cuda:0") for size in (4, 2)]
+    backend._warn_once.cache_clear()
+
+
+def test_auto_warns_once_that_pytorch_serves_cuda_tensors(cuda_levels: list[torch.Tensor]) -> None:
+    with pytest.warns(UserWarning, match="PyTorch serves CUDA tensors, since no code for the device") as caught:
+        functional.upsample_concat(cuda_levels, align_corners=False)
+    assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend._why_not_device(0) == "no code for device 0"
+        functional.upsample_concat(cuda_levels, align_corners=False)
+        functional.upsample(cuda_levels, align_corners=False)
+
+
+def test_asking_for_cuda_by_name_does_not_use_up_the_warning(
+    cuda_levels: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_extension, "load", lambda: _extension.Status(True, "loaded"))
+    with use_backend("cuda"), pytest.raises(BackendUnavailableError, match="no code for the device"):
+        functional.upsample_concat(cuda_levels, align_corners=False)
+    with pytest.warns(UserWarning, match="no code for the device"):
+        functional.upsample_concat(cuda_levels, align_corners=False)
 
 
 @pytest.mark.gpu
@@ -171,6 +201,14 @@ def test_explain_refuses_what_forward_refuses(inputs: list[torch.Tensor]) -> Non
     with pytest.raises(ValueError, match="expected") as forward:
         jpu(*inputs)
     assert str(refused.value) == str(forward.value)
+
+
+def test_explain_refuses_the_dtype_that_jpu_x_refuses() -> None:
+    jpu = JPU_X((8, 128, 16), width=64)
+    levels = pyramid((5, 8, 128, 16), ((8, 8), (4, 4), (2, 2), (1, 1)))
+    for call in (lambda: explain(jpu, *levels), lambda: jpu(*levels)):
+        with pytest.raises(ValueError, match="expected dtype torch.float32 as the module, got torch.float64"):
+            call()
 
 
 def test_explain_refuses_other_modules() -> None:

@@ -174,6 +174,23 @@ def test_wrong_levels(levels: list[Tensor], error: type[Exception], message: str
             op(levels, align_corners=True)
 
 
+def test_flags_are_bools_and_levels_strided() -> None:
+    level = torch.zeros(1, 1, 2, 2)
+    for op in (functional.upsample, functional.upsample_concat):
+        with pytest.raises(TypeError, match="align_corners: expected a bool, got None"):
+            op([level], None)
+        with pytest.raises(TypeError, match=r"levels\[1\]: expected a strided tensor, got layout torch.sparse_coo"):
+            op([level, level.to_sparse()], True)
+    with pytest.raises(TypeError, match="reverse: expected a bool, got 'first'"):
+        functional.upsample_concat([level], True, "first")
+
+
+def test_a_level_without_channels_takes_no_part() -> None:
+    level = torch.randn(1, 2, 3, 3)
+    out = functional.upsample_concat([level, torch.zeros(1, 0, 2, 2)], align_corners=True)
+    assert torch.equal(out, level)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

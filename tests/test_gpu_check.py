@@ -333,6 +333,9 @@ def test_readme_says_what_the_records_do() -> None:
     assert gpu_check.readme_complaint(readme, gpu_check.read_records(), source_hash(ROOT)) is None
 
 
+EARLIER = (
+    f"Kernel status: **host-verified** (no GPU record for these sources; last confirmed: `{'b' * 12}` on GPU X).\n"
+)
 VERIFIED = "Kernel status: **host-verified** (no GPU record for these sources): executed on the CPU.\n"
 CONFIRMED = f"Kernel status: **confirmed on GPU X** at source hash `{HASH[:12]}`.\n"
 
@@ -341,7 +344,8 @@ CONFIRMED = f"Kernel status: **confirmed on GPU X** at source hash `{HASH[:12]}`
     ("records", "readme"),
     [
         ([], VERIFIED),
-        ([record("b" * 64)], VERIFIED),
+        ([record("b" * 64)], EARLIER),
+        ([record("b" * 64), record("c" * 64, "2026-02-01", "GPU Y", probe="failed")], EARLIER),
         ([record(probe="failed")], VERIFIED),
         ([record(tests="timed out")], VERIFIED),
         ([record(tests="skipped")], VERIFIED),
@@ -354,7 +358,7 @@ CONFIRMED = f"Kernel status: **confirmed on GPU X** at source hash `{HASH[:12]}`
     ],
 )
 def test_readme_is_held_to_the_records(records: list[dict[str, Any]], readme: str) -> None:
-    other = VERIFIED if readme is CONFIRMED else CONFIRMED
+    other = VERIFIED if readme is not VERIFIED else CONFIRMED
     assert gpu_check.readme_complaint("# Title\n\n" + readme, records, HASH) is None
     for wrong in (other, "", readme + readme):
         complaint = gpu_check.readme_complaint(wrong, records, HASH)

@@ -1,5 +1,6 @@
 """Modules whose upsample-concat the kernels serve, on host execution: outputs, gradients, what explain says."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,6 +125,11 @@ def _hook(jpu: JPU) -> None:
     jpu.dilation1[0].register_forward_hook(lambda module, args, out: 2 * out)
 
 
+def _forward_of_its_own(jpu: JPU) -> None:
+    old = jpu.dilation2.forward
+    jpu.dilation2.forward = lambda x: 2 * old(x)
+
+
 def _parametrise(jpu: JPU) -> None:
     parametrize.register_parametrization(jpu.conv4[0], "weight", _Doubled())
 
@@ -141,10 +147,11 @@ def _replace(jpu: JPU) -> None:
     [
         (_hook, "dilation1.0 has hooks"),
         (_parametrise, "conv4.0 is parametrised"),
+        (_forward_of_its_own, "dilation2 has a forward of its own"),
         (_prune, "dilation2.0.pointwise has hooks"),
         (_replace, "conv3.2 is a test_served._Doubled"),
     ],
-    ids=["hook", "parametrisation", "pruning", "foreign class"],
+    ids=["hook", "parametrisation", "own forward", "pruning", "foreign class"],
 )
 def test_a_changed_submodule_acts_and_is_named(change: Callable[[JPU], None], named: str) -> None:
     jpu = randomise(JPU(CHANNELS, width=8)).double().eval()
@@ -171,6 +178,9 @@ def test_autocast_is_served_in_its_dtype() -> None:
             assert "torch.bfloat16" in explain(jpu, *levels).reason
     assert len(launches) == 1
     assert out.dtype == reference.dtype
+    truth = copy.deepcopy(jpu).double()(*(x.double() for x in levels))[-1]
+    error, allowed = ((x.double() - truth).abs().max() for x in (out, reference))
+    assert error <= 1.25 * allowed + torch.finfo(out.dtype).eps / 2 * truth.abs().max()
 
 
 def test_gradcheck_of_a_whole_module() -> None:

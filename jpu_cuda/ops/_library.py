@@ -50,6 +50,8 @@ def register_reference(name: str, function: Callable[..., Any]) -> None:
     operator = getattr(torch.ops.jpu_cuda, name)
 
     def serve(tensors: list[Tensor], *rest: Any) -> Any:
+        if not tensors:  # without a device to choose by, the dispatcher calls this
+            raise ValueError(f"{name}: expected at least one tensor, got none")
         if tensors[0].is_cuda and _extension.load().available:
             return operator(tensors, *rest)
         return function(tensors, *rest)
