@@ -11,10 +11,16 @@
 
 namespace jpu::upsample_concat {
 
+// Aligned so that a tap of floats is one 16-byte access. Doubles keep 24 bytes: of 32, every fourth tap would
+// lie in the same banks of shared memory.
 template <class A>
-struct Tap {
+struct alignas(sizeof(A) == 4 ? 16 : 8) Tap {
   int32_t first, second;  // pixels of the small image
   A weight_first, weight_second;
+
+  // The last pixel that takes part. From one position to the next it grows by one at most, unless the small
+  // image is the larger one.
+  JPU_DEVICE int32_t reach() const { return weight_second == 0 ? first : second; }
 };
 
 struct Axis {

@@ -12,9 +12,16 @@ constexpr int kThreads = 256;
 // The axis along which a thread owns 16 bytes.
 enum class Path : int32_t {
   kChannels,  // channels_last: loads and stores of 16 bytes
-  kWidth,     // NCHW: 16 bytes a thread of the large image; the small one is gathered
+  kWidth,     // NCHW: 16 bytes a thread of the large image; the small one by Staging
   kSameWidth, // kWidth where both images are equally wide: 16 bytes on both sides
   kElements,  // any strides, one element at a time
+};
+
+// How forward's kWidth brings the small image into shared memory.
+enum class Staging : int32_t {
+  kNone,      // not at all: it is larger than the large one on some axis, and most of its pixels may be unused
+  kElements,  // any strides, one element at a time
+  kVectors,   // 16 bytes at a time
 };
 
 struct Tile {
@@ -25,19 +32,30 @@ struct Tile {
 //
 // kChannels: 128 bytes of channels a pixel, so that a warp reads whole lines; 8 rows and 16 columns keep the
 // halo of the small image, one pixel a side, small beside what is written.
-// kWidth: a warp writes runs of 128 bytes; 8 channels share one table of taps.
+// kWidth: a warp writes runs of 128 bytes; 8 channels share one table of taps. 32 rows keep the halo of the
+// small image small (18 rows for 16 at a factor of 2, where 16 rows would need 10 for 8), and with kWalk make
+// one piece of work for each thread.
 template <int Vector>
 JPU_HOST_DEVICE constexpr Tile forward_tile(Path path) {
   switch (path) {
     case Path::kChannels:
       return {8, 16, 8 * Vector};
     case Path::kWidth:
+      return {32, 8 * Vector, 8};
     case Path::kSameWidth:
       return {16, 8 * Vector, 8};
     default:
       return {8, 32, 8};
   }
 }
+
+// Rows that a thread of forward's kWidth resizes one after the other. It interpolates each row of the small
+// image between columns once and keeps two: at a factor of 2, 6 rows for 8 of the result; 4 would need 4 for 4.
+constexpr int kWalk = 8;
+
+// The part of the small image that forward's kWidth has in shared memory: all 8 channels from a factor of 1.25 on,
+// fewer at a time below. Three blocks fit into the 100 KB of the smaller GPUs, the tables of taps included.
+constexpr int kStagedBytes = 30 * 1024;
 
 // Tile of the small image, in which backward works. It reads the large one with a halo of one small pixel a
 // side, (1 + 1/height)·(1 + 1/width) of its own share: 8×16 makes 1.20, where 8×8 would make 1.27.

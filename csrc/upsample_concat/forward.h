@@ -1,6 +1,7 @@
 // Resizes every level to the common size.
 #pragma once
 
+#include "device/async_copy.h"
 #include "device/memory.h"
 #include "upsample_concat/axis.h"
 #include "upsample_concat/tiles.h"
@@ -9,9 +10,11 @@ namespace jpu::upsample_concat {
 
 template <class T>
 struct ForwardShared {
-  static constexpr int kRows = 16;
+  static constexpr int kRows = 32;
   static constexpr int kColumns = 8 * Vector<T>::kSize > 32 ? 8 * Vector<T>::kSize : 32;
+  static constexpr int kStaged = kStagedBytes / sizeof(T);
   Tap<Accumulate<T>> row[kRows], column[kColumns];
+  alignas(kVectorBytes) T staged[kStaged];  // kWidth: part of the small image, [channel][row][column]
 };
 
 // Between two values. A weight of zero takes no part, as where a pixel of both images coincides: that spares
@@ -51,6 +54,109 @@ JPU_DEVICE Accumulate<T> blend(const T* first_row, const T* second_row, int64_t 
   return mix(row.weight_first, top, row.weight_second, bottom);
 }
 
+// The part of the small image that a tile needs, and how it lies in shared memory.
+struct Window {
+  int row, column;    // its first pixel
+  int rows, columns;  // if columns come by vectors, the last one may go beyond the image
+  int plane;          // elements from channel to channel
+};
+
+template <class T>
+JPU_DEVICE Window window_of(const ForwardShared<T>& shared, Staging staging, const Tile& extent) {
+  // 8 of the 32 banks from channel to channel: at a factor of 4, where neighbouring threads read neighbouring
+  // words, 8 threads of each of 4 channels read all banks. At a factor of 2 no stride does better than 2 passes.
+  constexpr int kBanks = 128 / sizeof(T), kShift = kBanks / 4;
+  const int step = staging == Staging::kVectors ? Vector<T>::kSize : 1;
+  Window window;
+  window.row = shared.row[0].first;
+  window.rows = shared.row[extent.height - 1].reach() + 1 - window.row;
+  window.column = shared.column[0].first / step * step;
+  window.columns = (shared.column[extent.width - 1].reach() - window.column) / step * step + step;
+  window.plane = (window.rows * window.columns + kBanks - 1 - kShift) / kBanks * kBanks + kShift;
+  return window;
+}
+
+// Copies a window of some channels to shared memory; a barrier must follow.
+template <class T>
+JPU_DEVICE void stage(const Level& level, const Window& window, const T* source, int channels, T* staged) {
+  constexpr int V = Vector<T>::kSize;
+  const bool vectors = level.staging == Staging::kVectors;
+  const int step = vectors ? V : 1, steps = window.columns / step;
+  for (int i = thread_index(); i < channels * window.rows * steps; i += kThreads) {
+    const int x = i % steps * step, y = i / steps % window.rows, c = i / steps / window.rows;
+    const T* from = source + (c * level.low_stride.c + y * level.low_stride.h + x * level.low_stride.w);
+    T* to = staged + (c * window.plane + y * window.columns + x);
+    if (vectors) {
+      // What lies beyond the end of the row may belong to nobody; in its place come zeros that no pixel uses.
+      const int inside = smaller(V, level.width - window.column - x);
+      copy_async<kVectorBytes>(to, from, inside * static_cast<int>(sizeof(T)));
+    } else {
+      store(to, load(from));
+    }
+  }
+  commit_copies();
+  wait_copies<0>();
+}
+
+// As mix(), of the last pixel that takes part and the one before.
+template <class A>
+JPU_DEVICE A mix_reached(A weight_first, A before, A weight_second, A reached) {
+  return weight_second == 0 ? reached : mix(weight_first, before, weight_second, reached);
+}
+
+// Resizes a tile from shared memory. As the position in the small image moves by a pixel at most, the pixel that
+// is reached takes the place of the one before: each is read once along the columns of a vector, and each row is
+// interpolated between columns once along the rows of a walk.
+template <class T>
+JPU_DEVICE void resize_staged(const Level& level, const Place& place, const Tile& extent, const Window& window,
+                              const ForwardShared<T>& shared) {
+  using A = Accumulate<T>;
+  constexpr int V = Vector<T>::kSize;
+  const int vectors = extent.width / V, walks = (extent.height + kWalk - 1) / kWalk;
+  // Channels before rows, so that the threads of a warp need the same rows at the same time.
+  for (int i = thread_index(); i < vectors * extent.channels * walks; i += kThreads) {
+    const int x = i % vectors, c = i / vectors % extent.channels, begin = i / vectors / extent.channels * kWalk;
+
+    A weight_first[V], weight_second[V];
+    uint32_t moves = 0;  // bit v: column v reaches one pixel further than the one before
+    const int first = shared.column[x].first;
+    int reached = first;
+    JPU_UNROLL for (int v = 0; v < V; ++v) {
+      const Tap<A> tap = shared.column[v * vectors + x];
+      weight_first[v] = tap.weight_first;
+      weight_second[v] = tap.weight_second;
+      moves |= static_cast<uint32_t>(tap.reach() - reached) << v;
+      reached = tap.reach();
+    }
+
+    int next = shared.row[begin].first;  // the row to be interpolated next; `below` is of the one before it
+    const T* line = shared.staged + (c * window.plane + (next - window.row) * window.columns + first - window.column);
+    A above[V] = {}, below[V] = {};
+    const int end = smaller(begin + kWalk, extent.height);
+    T* target = at<T>(level.high, level.high_stride, place.n, place.c + c, place.h + begin, place.w + x * V);
+    for (int y = begin; y < end; ++y, target += level.high_stride.h) {
+      const Tap<A> row = shared.row[y];
+      for (; next <= row.reach(); ++next, line += window.columns) {
+        const T* pixel = line;
+        A left = 0, right = widen(*pixel);
+        JPU_UNROLL for (int v = 0; v < V; ++v) {
+          if (moves >> v & 1) {
+            left = right;
+            right = widen(*++pixel);
+          }
+          above[v] = below[v];
+          below[v] = mix_reached(weight_first[v], left, weight_second[v], right);
+        }
+      }
+      Vector<T> result;
+      JPU_UNROLL for (int v = 0; v < V; ++v) {
+        result.at[v] = narrow<T>(mix_reached(row.weight_first, above[v], row.weight_second, below[v]));
+      }
+      store_vector(target, result);
+    }
+  }
+}
+
 template <class T>
 JPU_KERNEL(kThreads, 3)
 upsample_forward(JPU_PARAMS Params p) {
@@ -65,12 +171,15 @@ upsample_forward(JPU_PARAMS Params p) {
   const int width = smaller(tile.width, p.width - place.w);
   const int channels = smaller(tile.channels, level.channels - place.c);
 
-  // 1. The taps of this tile's rows and columns: integer divisions, paid once a tile.
+  // 1. The taps of this tile's rows and columns: integer divisions, paid once a tile. For kWidth, what the threads
+  // of a warp need at the same time lies side by side: the first columns of all vectors, then the second ones.
+  const int groups = level.path == Path::kWidth ? width / V : 1, members = width / groups;
   for (int i = thread_index(); i < height + width; i += kThreads) {
     if (i < height) {
       shared.row[i] = Axis(level.height, p.height, p.align_corners, level.rows).tap<A>(place.h + i);
     } else {
-      shared.column[i - height] = Axis(level.width, p.width, p.align_corners, level.columns).tap<A>(place.w + i - height);
+      const int slot = i - height, x = slot % groups * members + slot / groups;
+      shared.column[slot] = Axis(level.width, p.width, p.align_corners, level.columns).tap<A>(place.w + x);
     }
   }
   block_barrier();
@@ -111,6 +220,18 @@ upsample_forward(JPU_PARAMS Params p) {
       store(high(c, y, x),
             narrow<T>(blend(low_row(c, row.first), low_row(c, row.second), level.low_stride.w, row, shared.column[x])));
     }
+  } else if (level.path == Path::kWidth && level.staging != Staging::kNone) {
+    const Window window = window_of(shared, level.staging, {height, width, channels});
+    const int at_once = smaller(channels, ForwardShared<T>::kStaged / window.plane);
+    for (int c = 0; c < channels; c += at_once) {
+      const int count = smaller(at_once, channels - c);
+      const T* source = low_row(c, window.row) + window.column * level.low_stride.w;
+      stage(level, window, source, count, shared.staged);
+      block_barrier();
+      const Place part = {place.level, place.n, place.c + c, place.h, place.w};
+      resize_staged(level, part, {height, width, count}, window, shared);
+      block_barrier();  // before the next channels overwrite these
+    }
   } else {
     const int vectors = width / V;
     for (int i = thread_index(); i < height * vectors * channels; i += kThreads) {
@@ -125,7 +246,7 @@ upsample_forward(JPU_PARAMS Params p) {
         JPU_UNROLL for (int v = 0; v < V; ++v) result.at[v] = narrow<T>(mixed[v]);
       } else {
         JPU_UNROLL for (int v = 0; v < V; ++v) {
-          result.at[v] = narrow<T>(blend(first, second, level.low_stride.w, row, shared.column[x + v]));
+          result.at[v] = narrow<T>(blend(first, second, level.low_stride.w, row, shared.column[v * vectors + x / V]));
         }
       }
       store_vector(high(c, y, x), result);

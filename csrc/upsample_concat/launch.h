@@ -11,23 +11,33 @@ namespace jpu::upsample_concat {
 
 enum class Direction { kForward, kBackward };
 
+// Whether 16 bytes can be accessed along channels, or else along width.
+template <class T>
+bool aligned(const void* base, const Strides& stride, bool channels) {
+  constexpr int V = Vector<T>::kSize;
+  return reinterpret_cast<uintptr_t>(base) % kVectorBytes == 0 && stride.n % V == 0 && stride.h % V == 0 &&
+         (channels ? stride.c == 1 && stride.w % V == 0 : stride.w == 1 && stride.c % V == 0);
+}
+
 template <class T>
 Path choose_path(const Params& p, const Level& level, Direction direction) {
   constexpr int V = Vector<T>::kSize;
-  const auto aligned = [](const void* base, const Strides& stride, bool channels) {
-    return reinterpret_cast<uintptr_t>(base) % kVectorBytes == 0 && stride.n % V == 0 && stride.h % V == 0 &&
-           (channels ? stride.c == 1 && stride.w % V == 0 : stride.w == 1 && stride.c % V == 0);
-  };
-  if (level.channels % V == 0 && aligned(level.low, level.low_stride, true) &&
-      aligned(level.high, level.high_stride, true)) {
+  if (level.channels % V == 0 && aligned<T>(level.low, level.low_stride, true) &&
+      aligned<T>(level.high, level.high_stride, true)) {
     return Path::kChannels;
   }
-  // The small image is accessed by elements here, so only the large one need be aligned.
-  if (p.width % V == 0 && aligned(level.high, level.high_stride, false)) {
-    const bool same = level.width == p.width && aligned(level.low, level.low_stride, false);
+  // The small image may be accessed by elements here, so only the large one need be aligned.
+  if (p.width % V == 0 && aligned<T>(level.high, level.high_stride, false)) {
+    const bool same = level.width == p.width && aligned<T>(level.low, level.low_stride, false);
     return same && direction == Direction::kForward ? Path::kSameWidth : Path::kWidth;
   }
   return Path::kElements;
+}
+
+template <class T>
+Staging choose_staging(const Params& p, const Level& level) {
+  if (level.height > p.height || level.width > p.width) return Staging::kNone;
+  return aligned<T>(level.low, level.low_stride, false) ? Staging::kVectors : Staging::kElements;
 }
 
 inline Inverse inverse_of(const Axis& axis) {
@@ -45,6 +55,7 @@ int64_t plan(Params& p, Direction direction) {
     level.rows = inverse_of(Axis(level.height, p.height, p.align_corners));
     level.columns = inverse_of(Axis(level.width, p.width, p.align_corners));
     level.path = choose_path<T>(p, level, direction);
+    level.staging = choose_staging<T>(p, level);
     const bool forward = direction == Direction::kForward;
     const Tile tile = forward ? forward_tile<V>(level.path) : backward_tile<V>(level.path);
     level.tiles_c = tiles(level.channels, tile.channels);

@@ -27,6 +27,7 @@ struct Level {
   // The rest is set by plan().
   Inverse rows, columns;
   Path path;
+  Staging staging;
   uint32_t first_block;
   int32_t tiles_c, tiles_h, tiles_w;
 };
