@@ -17,9 +17,9 @@ enum class Path : int32_t {
   kElements,  // any strides, one element at a time
 };
 
-// How forward's kWidth brings the small image into shared memory.
+// How forward's kWidth brings the small image into shared memory, from where tiles read a pixel several times.
 enum class Staging : int32_t {
-  kNone,      // not at all: it is larger than the large one on some axis, and most of its pixels may be unused
+  kNone,      // not at all: it is larger than the large one on some axis, or the path is another
   kElements,  // any strides, one element at a time
   kVectors,   // 16 bytes at a time
 };
@@ -33,8 +33,8 @@ struct Tile {
 // kChannels: 128 bytes of channels a pixel, so that a warp reads whole lines; 8 rows and 16 columns keep the
 // halo of the small image, one pixel a side, small beside what is written.
 // kWidth: a warp writes runs of 128 bytes; 8 channels share one table of taps. 32 rows keep the halo of the
-// small image small (18 rows for 16 at a factor of 2, where 16 rows would need 10 for 8), and with kWalk make
-// one piece of work for each thread.
+// small image small (18 rows for 16 at a factor of 2, where 16 rows would need 10 for 8) and give each thread one
+// walk.
 template <int Vector>
 JPU_HOST_DEVICE constexpr Tile forward_tile(Path path) {
   switch (path) {
@@ -49,12 +49,13 @@ JPU_HOST_DEVICE constexpr Tile forward_tile(Path path) {
   }
 }
 
-// Rows that a thread of forward's kWidth resizes one after the other. It interpolates each row of the small
-// image between columns once and keeps two: at a factor of 2, 6 rows for 8 of the result; 4 would need 4 for 4.
+// Rows that a thread of forward's kWidth resizes one after the other. It interpolates each row of the small image
+// between columns once and keeps two of them: at a factor of 2, 6 rows for 8 of the result; walks of 4 would take 4.
 constexpr int kWalk = 8;
 
-// The part of the small image that forward's kWidth has in shared memory: all 8 channels from a factor of 1.25 on,
-// fewer at a time below. Three blocks fit into the 100 KB of the smaller GPUs, the tables of taps included.
+// Shared memory for the part of the small image that a tile of forward's kWidth needs. With the tables of taps it
+// leaves room for three blocks in the 100 KB of the smaller GPUs. 8 channels fit from a factor of 1.2 on; a tile
+// that does not fit reads the small image from global memory.
 constexpr int kStagedBytes = 30 * 1024;
 
 // Tile of the small image, in which backward works. It reads the large one with a halo of one small pixel a

@@ -58,7 +58,7 @@ JPU_DEVICE Accumulate<T> blend(const T* first_row, const T* second_row, int64_t 
 struct Window {
   int row, column;    // its first pixel
   int rows, columns;  // if columns come by vectors, the last one may go beyond the image
-  int plane;          // elements from channel to channel
+  int plane;          // elements from one channel to the next
 };
 
 template <class T>
@@ -104,56 +104,58 @@ JPU_DEVICE A mix_reached(A weight_first, A before, A weight_second, A reached) {
   return weight_second == 0 ? reached : mix(weight_first, before, weight_second, reached);
 }
 
-// Resizes a tile from shared memory. As the position in the small image moves by a pixel at most, the pixel that
-// is reached takes the place of the one before: each is read once along the columns of a vector, and each row is
-// interpolated between columns once along the rows of a walk.
+// Resizes a tile from shared memory. The position in the small image moves by a pixel at most, so what is reached
+// next makes what was reached before the other neighbour: a thread reads each pixel once along the columns of its
+// vector, and interpolates each row between columns once along the rows of its walk.
 template <class T>
-JPU_DEVICE void resize_staged(const Level& level, const Place& place, const Tile& extent, const Window& window,
-                              const ForwardShared<T>& shared) {
+JPU_DEVICE void resize_staged(const ForwardShared<T>& shared, const Window& window, const Tile& extent,
+                              const Strides& stride, T* high) {
   using A = Accumulate<T>;
   constexpr int V = Vector<T>::kSize;
-  const int vectors = extent.width / V, walks = (extent.height + kWalk - 1) / kWalk;
+  constexpr Tile kTile = forward_tile<V>(Path::kWidth);
+  static_assert(kTile.width / V * kTile.channels * kTile.height / kWalk == kThreads, "one walk a thread");
+  const int vectors = extent.width / V;
   // Channels before rows, so that the threads of a warp need the same rows at the same time.
-  for (int i = thread_index(); i < vectors * extent.channels * walks; i += kThreads) {
-    const int x = i % vectors, c = i / vectors % extent.channels, begin = i / vectors / extent.channels * kWalk;
+  const int x = thread_index() % vectors, c = thread_index() / vectors % extent.channels;
+  const int begin = thread_index() / vectors / extent.channels * kWalk;
+  const int end = smaller(begin + kWalk, extent.height);
+  if (begin >= end) return;
 
-    A weight_first[V], weight_second[V];
-    uint32_t moves = 0;  // bit v: column v reaches one pixel further than the one before
-    const int first = shared.column[x].first;
-    int reached = first;
-    JPU_UNROLL for (int v = 0; v < V; ++v) {
-      const Tap<A> tap = shared.column[v * vectors + x];
-      weight_first[v] = tap.weight_first;
-      weight_second[v] = tap.weight_second;
-      moves |= static_cast<uint32_t>(tap.reach() - reached) << v;
-      reached = tap.reach();
-    }
+  A weight_first[V], weight_second[V];
+  uint32_t moves = 0;  // bit v: column v reaches one pixel further than the one before
+  const int first = shared.column[x].first;
+  int reached = first;
+  JPU_UNROLL for (int v = 0; v < V; ++v) {
+    const Tap<A> tap = shared.column[v * vectors + x];
+    weight_first[v] = tap.weight_first;
+    weight_second[v] = tap.weight_second;
+    moves |= static_cast<uint32_t>(tap.reach() - reached) << v;
+    reached = tap.reach();
+  }
 
-    int next = shared.row[begin].first;  // the row to be interpolated next; `below` is of the one before it
-    const T* line = shared.staged + (c * window.plane + (next - window.row) * window.columns + first - window.column);
-    A above[V] = {}, below[V] = {};
-    const int end = smaller(begin + kWalk, extent.height);
-    T* target = at<T>(level.high, level.high_stride, place.n, place.c + c, place.h + begin, place.w + x * V);
-    for (int y = begin; y < end; ++y, target += level.high_stride.h) {
-      const Tap<A> row = shared.row[y];
-      for (; next <= row.reach(); ++next, line += window.columns) {
-        const T* pixel = line;
-        A left = 0, right = widen(*pixel);
-        JPU_UNROLL for (int v = 0; v < V; ++v) {
-          if (moves >> v & 1) {
-            left = right;
-            right = widen(*++pixel);
-          }
-          above[v] = below[v];
-          below[v] = mix_reached(weight_first[v], left, weight_second[v], right);
-        }
-      }
-      Vector<T> result;
+  int next = shared.row[begin].first;  // the row to be interpolated next; `below` is of the one before it
+  const T* line = shared.staged + (c * window.plane + (next - window.row) * window.columns + first - window.column);
+  T* target = high + (c * stride.c + begin * stride.h + x * V);
+  A above[V] = {}, below[V] = {};
+  for (int y = begin; y < end; ++y, target += stride.h) {
+    const Tap<A> row = shared.row[y];
+    for (; next <= row.reach(); ++next, line += window.columns) {
+      const T* pixel = line;
+      A left = 0, right = widen(*pixel);
       JPU_UNROLL for (int v = 0; v < V; ++v) {
-        result.at[v] = narrow<T>(mix_reached(row.weight_first, above[v], row.weight_second, below[v]));
+        if (moves >> v & 1) {
+          left = right;
+          right = widen(*++pixel);
+        }
+        above[v] = below[v];
+        below[v] = mix_reached(weight_first[v], left, weight_second[v], right);
       }
-      store_vector(target, result);
     }
+    Vector<T> result;
+    JPU_UNROLL for (int v = 0; v < V; ++v) {
+      result.at[v] = narrow<T>(mix_reached(row.weight_first, above[v], row.weight_second, below[v]));
+    }
+    store_vector(target, result);
   }
 }
 
@@ -170,6 +172,7 @@ upsample_forward(JPU_PARAMS Params p) {
   const int height = smaller(tile.height, p.height - place.h);
   const int width = smaller(tile.width, p.width - place.w);
   const int channels = smaller(tile.channels, level.channels - place.c);
+  const Tile extent = {height, width, channels};
 
   // 1. The taps of this tile's rows and columns: integer divisions, paid once a tile. For kWidth, what the threads
   // of a warp need at the same time lies side by side: the first columns of all vectors, then the second ones.
@@ -191,6 +194,13 @@ upsample_forward(JPU_PARAMS Params p) {
   const auto high = [&](int c, int y, int x) {
     return at<T>(level.high, level.high_stride, place.n, place.c + c, place.h + y, place.w + x);
   };
+
+  Window window = {};
+  bool staged = false;
+  if (level.staging != Staging::kNone) {
+    window = window_of(shared, level.staging, extent);
+    staged = channels * window.plane <= ForwardShared<T>::kStaged;
+  }
 
   if (level.path == Path::kChannels) {
     const int vectors = channels / V;
@@ -220,18 +230,10 @@ upsample_forward(JPU_PARAMS Params p) {
       store(high(c, y, x),
             narrow<T>(blend(low_row(c, row.first), low_row(c, row.second), level.low_stride.w, row, shared.column[x])));
     }
-  } else if (level.path == Path::kWidth && level.staging != Staging::kNone) {
-    const Window window = window_of(shared, level.staging, {height, width, channels});
-    const int at_once = smaller(channels, ForwardShared<T>::kStaged / window.plane);
-    for (int c = 0; c < channels; c += at_once) {
-      const int count = smaller(at_once, channels - c);
-      const T* source = low_row(c, window.row) + window.column * level.low_stride.w;
-      stage(level, window, source, count, shared.staged);
-      block_barrier();
-      const Place part = {place.level, place.n, place.c + c, place.h, place.w};
-      resize_staged(level, part, {height, width, count}, window, shared);
-      block_barrier();  // before the next channels overwrite these
-    }
+  } else if (staged) {
+    stage(level, window, low_row(0, window.row) + window.column * level.low_stride.w, channels, shared.staged);
+    block_barrier();
+    resize_staged(shared, window, extent, level.high_stride, high(0, 0, 0));
   } else {
     const int vectors = width / V;
     for (int i = thread_index(); i < height * vectors * channels; i += kThreads) {

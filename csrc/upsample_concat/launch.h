@@ -36,7 +36,7 @@ Path choose_path(const Params& p, const Level& level, Direction direction) {
 
 template <class T>
 Staging choose_staging(const Params& p, const Level& level) {
-  if (level.height > p.height || level.width > p.width) return Staging::kNone;
+  if (level.path != Path::kWidth || level.height > p.height || level.width > p.width) return Staging::kNone;
   return aligned<T>(level.low, level.low_stride, false) ? Staging::kVectors : Staging::kElements;
 }
 
