@@ -40,6 +40,12 @@ def _sliced(x: Tensor, memory_format: torch.memory_format, margin: int) -> Tenso
     return inner.copy_(x)
 
 
+def _padded(x: Tensor) -> Tensor:
+    """The same values in rows that begin at multiples of 16 elements, whatever their width."""
+    larger = torch.full((*x.shape[:3], -(-x.shape[3] // 16) * 16), torch.nan, dtype=x.dtype, device=x.device)
+    return larger[..., : x.shape[3]].copy_(x)
+
+
 # Each takes a contiguous [N, C, H, W]. All keep the values, but for the expanded ones, which repeat some.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x,
@@ -48,6 +54,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sliced_by_16": lambda x: _sliced(x, torch.contiguous_format, 16),
     "sliced_channels_last": lambda x: _sliced(x, torch.channels_last, 1),
     "sliced_channels_last_by_16": lambda x: _sliced(x, torch.channels_last, 16),
+    "padded": _padded,
     "strided": lambda x: x.repeat_interleave(2, 3)[..., ::2],
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "batch_inside": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
@@ -153,7 +160,7 @@ _SIDES = (1, 2, 3, 5, 7, 8, 9, 11, 13, 15, 16, 17, 23, 31, 32, 33, 63, 64, 65)
 _MOST_ELEMENTS = 70_000  # 8 channels of 65 by 65 pixels, and their resize
 
 # Layouts that serve 16-byte accesses along one axis, and all.
-_ALIKE = (("contiguous", "sliced_by_16"), ("channels_last", "sliced_channels_last_by_16"), tuple(LAYOUTS))
+_ALIKE = (("contiguous", "sliced_by_16", "padded"), ("channels_last", "sliced_channels_last_by_16"), tuple(LAYOUTS))
 
 
 @st.composite
@@ -212,6 +219,8 @@ PATHS = {
     "channels": plain((40, 8), ((9, 17), (4, 5)), layout="channels_last"),
     "channels_sliced": plain((16, 24), ((9, 17), (4, 5)), layout="sliced_channels_last_by_16"),
     "width": plain((3, 9), ((17, 72), (9, 31))),
+    "width_padded": plain((3, 8), ((33, 72), (9, 21)), layout="padded"),
+    "width_near": plain((2, 8), ((33, 72), (32, 64))),
     "width_sliced": plain((2, 2), ((17, 40), (5, 23)), layout="sliced_by_16"),
     "same_width": plain((2, 9), ((17, 40), (5, 40))),
     "elements": plain((9, 3), ((17, 33), (4, 70)), layout="strided"),

@@ -114,9 +114,9 @@ def moved(launch: host.Launch) -> int:
     return launch.counters["distinct_read_bytes"] + launch.counters["distinct_write_bytes"]
 
 
-def accesses(launch: host.Launch, kind: str) -> dict[int, int]:
-    """How many accesses of each width; 8 bytes wide are only the reads by which a thread finds its parameters."""
-    return {width: n for width, n in launch.counters[f"global_{kind}s"].items() if width != 8}
+def sectors(launch: host.Launch) -> int:
+    """Of 32 bytes, as warps ask for them: what lies in a cache is asked for again."""
+    return launch.counters["global_read_sectors"] + launch.counters["global_write_sectors"]
 
 
 def size_of(tensors: list[Tensor]) -> int:
@@ -132,10 +132,104 @@ def test_forward_moves_little_more_than_its_inputs_and_output(layout: str, dtype
     assert launch.counters["distinct_write_bytes"] == output_bytes
     assert moved(launch) <= 1.25 * (size_of(levels) + output_bytes)
     # 16 bytes a store, and every sector of 32 bytes written by one instruction.
-    assert accesses(launch, "write") == {16: output_bytes // 16}
+    assert launch.counters["global_writes"] == {16: output_bytes // 16}
     assert launch.counters["global_write_sectors"] * 32 == output_bytes
-    if layout == "channels_last":
-        assert set(accesses(launch, "read")) == {16}
+    assert set(launch.counters["global_reads"]) == {16}
+
+
+@HALVES_AND_FLOATS
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("low", SIZES[1:], ids=["double", "quadruple"])
+def test_forward_along_width_is_bound_by_memory(low: tuple[int, int], align_corners: bool, dtype: torch.dtype) -> None:
+    (level,) = images("nchw", dtype, (low,))
+    launch = measure(lambda: ops.upsample([level], *SIZES[0], align_corners))
+    least = size_of([level]) + size_of(images("nchw", dtype, SIZES[:1]))
+    assert set(launch.counters["global_reads"]) == {16}
+    # Tiles overlap by a pixel, and 16 bytes are read where one pixel is needed.
+    assert sectors(launch) * 32 <= 1.25 * least
+    # Shared memory passes 128 bytes at a time; a warp stores 512. With 20 passes for it, a multiprocessor stores
+    # 25 bytes a clock, more than its share of any GPU's memory bandwidth up to Hopper's.
+    assert launch.counters["shared_accesses"] <= 20 * launch.counters["global_writes"][16] / 32
+    # At a factor of 2 threads read every second bank, so the pixels come in two passes and the taps in one.
+    assert launch.counters["bank_conflicts"] <= (0.3 if low == SIZES[1] else 0.1) * launch.counters["shared_accesses"]
+
+
+def cropped(channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows that begin at multiples of 16 bytes, with memory between them that is not the image's."""
+    return torch.randn(1, channels, height, -(-width // 8) * 8 + 8).to(dtype)[..., :width]
+
+
+def reads_along_width(level: Tensor, size: tuple[int, int], align_corners: bool = False) -> dict[int, int]:
+    """The global reads of a resize by 16-byte stores, whose result must be another path's, bit for bit."""
+    results: list[Tensor] = []
+    launch = measure(lambda: results.extend(ops.upsample([level], *size, align_corners)))
+    assert results[0].is_contiguous()
+    assert set(launch.counters["global_writes"]) == {16}
+    other = ops.upsample([level.contiguous(memory_format=torch.channels_last)], *size, align_corners)[0]
+    assert not other.is_contiguous()
+    assert torch.equal(results[0], other)
+    return launch.counters["global_reads"]
+
+
+@HALVES_AND_FLOATS
+@pytest.mark.parametrize("width", [1, 7, 9, 37, 40])
+def test_the_last_vector_of_a_row_is_cut_at_its_end(width: int, dtype: torch.dtype) -> None:
+    """Host execution faults where memory behind the row is read."""
+    level = cropped(3, 9, width, dtype)
+    size, bytes_of_rows = level.element_size(), 16 // level.element_size() * (width * level.element_size() // 16)
+    widths = ({16} if bytes_of_rows else set()) | ({(width - bytes_of_rows) * size} - {0})
+    reads = reads_along_width(level, (19, 64))
+    assert set(reads) == widths
+    if dtype == torch.float16:  # one tile: each pixel once
+        assert sum(bytes_read * n for bytes_read, n in reads.items()) == size_of([level])
+
+
+@HALVES_AND_FLOATS
+@pytest.mark.parametrize("low", [(1, 40), (9, 1), (2, 2), (33, 64), (34, 24), (31, 56)], ids=str)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_any_size_can_be_resized_along_width(align_corners: bool, low: tuple[int, int], dtype: torch.dtype) -> None:
+    # 34 and 72 are 2 and 8 more than the rows and columns of a tile of halves.
+    for level in (cropped(3, *low, dtype), torch.randn(1, 9, *low).to(dtype)):
+        reads_along_width(level, (34, 72), align_corners)
+
+
+@HALVES_AND_FLOATS
+def test_images_that_are_not_aligned_are_staged_by_elements(dtype: torch.dtype) -> None:
+    size = torch.empty((), dtype=dtype).element_size()
+    odd_rows = torch.randn(1, 3, 9, 31).to(dtype)
+    for level in (
+        odd_rows,
+        cropped(3, 9, 32, dtype)[..., 1:],
+        torch.randn(1, 3, 9, 64).to(dtype)[..., ::2],
+        torch.randn(1, 3, 32, 9).to(dtype).transpose(2, 3),
+    ):
+        reads = reads_along_width(level, (18, 32))
+        assert reads == {size: level.numel()}
+
+
+@HALVES_AND_FLOATS
+def test_what_shared_memory_cannot_hold_is_read_in_place(dtype: torch.dtype) -> None:
+    size = torch.empty((), dtype=dtype).element_size()
+    # 8 channels of a tile of this factor are too many, and 4 are not.
+    assert set(reads_along_width(cropped(8, 31, 64, dtype), (32, 72))) >= {size}
+    assert set(reads_along_width(cropped(4, 31, 64, dtype), (32, 72))) == {16}
+    # Of a larger image few pixels may be used, in whichever axis it is larger.
+    for low, high in [((40, 32), (20, 64)), ((20, 80), (40, 64)), ((400, 320), (4, 8))]:
+        assert set(reads_along_width(cropped(8, *low, dtype), high)) == {size}
+
+
+@HALVES_AND_FLOATS
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_pixels_without_weight_take_no_part_along_width(value: float, dtype: torch.dtype) -> None:
+    # At a factor of 3 every third pixel is the level's own: pixel 9 of the level is column 28.
+    level = cropped(2, 20, 16, dtype)
+    level[:, :, 9, 9] = value
+    (out,) = ops.upsample([level], 60, 48, False)
+    assert set(measure(lambda: ops.upsample([level], 60, 48, False)).counters["global_reads"]) == {16}
+    expected = torch.zeros(60, 48, dtype=torch.bool)
+    expected[26:31, 26:31] = True
+    assert torch.equal(~out.isfinite(), expected.expand_as(out))
+    assert torch.equal(out[:, :, 1::3, 1::3].isfinite(), level.isfinite())
 
 
 @HALVES_AND_FLOATS
@@ -146,9 +240,9 @@ def test_backward_moves_little_more_than_its_inputs_and_outputs(layout: str, dty
     launch = measure(lambda: results.extend(ops.upsample_backward(gradients, [32, 16], [32, 16], False)))
     assert launch.counters["distinct_write_bytes"] == size_of(results)
     assert moved(launch) <= 1.25 * (size_of(gradients) + size_of(results))
-    assert set(accesses(launch, "read")) == {16}
+    assert set(launch.counters["global_reads"]) == {16}
     width = 16 if layout == "channels_last" else results[0].element_size()
-    assert accesses(launch, "write") == {width: size_of(results) // width}
+    assert launch.counters["global_writes"] == {width: size_of(results) // width}
     assert launch.counters["global_write_sectors"] * 32 == size_of(results)
 
 
@@ -157,15 +251,15 @@ def test_a_level_of_the_common_size_is_copied_by_16_bytes(dtype: torch.dtype) ->
     levels = images("nchw", dtype, SIZES[:1])
     launch = measure(lambda: ops.upsample_concat(levels, True, False))
     expected = {16: size_of(levels) // 16}
-    assert accesses(launch, "read") == expected
-    assert accesses(launch, "write") == expected
+    assert launch.counters["global_reads"] == expected
+    assert launch.counters["global_writes"] == expected
     assert moved(launch) <= 1.01 * 2 * size_of(levels)
 
 
 def test_unaligned_images_are_served_by_elements() -> None:
     level = torch.randn(1, 8, 9, 17)[..., 1:]
     launch = measure(lambda: ops.upsample([level], 9, 17, False))
-    assert set(accesses(launch, "write")) == {4}
+    assert set(launch.counters["global_writes"]) == {4}
 
 
 # --- errors ------------------------------------------------------------------------------------------
