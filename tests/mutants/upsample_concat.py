@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from .faults import Fault
 from .upsample_concat_kernels import FAULTS as _KERNELS
+from .upsample_concat_staging import FAULTS as _STAGING
 
 _FORWARD, _BACKWARD = "upsample_concat/forward.h", "upsample_concat/backward.h"
 _AXIS, _TILES = "upsample_concat/axis.h", "upsample_concat/tiles.h"
@@ -180,7 +181,7 @@ _PATHS = [
     Fault(
         "path-channels-high-unchecked",
         _LAUNCH,
-        " &&\n      aligned(level.high, level.high_stride, true))",
+        " &&\n      aligned<T>(level.high, level.high_stride, true))",
         ")",
         "Only the level is looked at, not where its result goes.",
     ),
@@ -194,7 +195,7 @@ _PATHS = [
     Fault(
         "path-same-width-low-unchecked",
         _LAUNCH,
-        "level.width == p.width && aligned(level.low, level.low_stride, false);",
+        "level.width == p.width && aligned<T>(level.low, level.low_stride, false);",
         "level.width == p.width;",
         "A level is read by 16 bytes whatever its strides.",
     ),
@@ -210,7 +211,7 @@ _PATHS = [
         _LAUNCH,
         "? Path::kSameWidth : Path::kWidth",
         "? Path::kWidth : Path::kWidth",
-        "Right, but levels of the common width are read by elements.",
+        "Right, but levels of the common width take the way through shared memory, or are read by elements.",
     ),
     Fault(
         "forward-elements-wrong-inside",
@@ -437,4 +438,4 @@ _RESULTS = [
     ),
 ]
 
-FAULTS = [*_KERNELS, *_WEIGHTS, *_PATHS, *_PLAN, *_RESULTS]
+FAULTS = [*_KERNELS, *_STAGING, *_WEIGHTS, *_PATHS, *_PLAN, *_RESULTS]

@@ -12,8 +12,8 @@ _SYNCHRONISATION = [
     Fault(
         "forward-no-barrier",
         _FORWARD,
-        "  block_barrier();\n",
-        "",
+        "  block_barrier();\n\n  // 2.",
+        "\n  // 2.",
         "Threads read taps that others may not have written yet.",
     ),
     Fault(
@@ -85,8 +85,8 @@ _BOUNDS = [
     Fault(
         "forward-too-few-shared-rows",
         _FORWARD,
+        "kRows = 32;",
         "kRows = 16;",
-        "kRows = 8;",
         "Taps of the lower rows of a kWidth tile overlap those of columns.",
     ),
     Fault(
@@ -315,8 +315,8 @@ _STRIDES = [
     Fault(
         "forward-width-unit-stride",
         _FORWARD,
-        "blend(first, second, level.low_stride.w, row, shared.column[x + v])",
-        "blend(first, second, int64_t{1}, row, shared.column[x + v])",
+        "blend(first, second, level.low_stride.w, row, shared.column[v * vectors + x / V])",
+        "blend(first, second, int64_t{1}, row, shared.column[v * vectors + x / V])",
         "kWidth takes pixels of a level for contiguous.",
     ),
     Fault(
@@ -336,8 +336,8 @@ _STRIDES = [
     Fault(
         "forward-width-one-tap",
         _FORWARD,
-        "shared.column[x + v]",
-        "shared.column[x]",
+        "shared.column[v * vectors + x / V]",
+        "shared.column[x / V]",
         "All elements of a vector get the first one's tap.",
     ),
     Fault(
