@@ -105,7 +105,7 @@ def backward(gradient: Tensor, size: Size, align_corners: bool) -> Tensor:
 # Channels, level, common size; larger than a tile of some path on every axis, and not multiples of it.
 FORWARD = [
     ("contiguous", 11, (5, 9), (19, 72)),  # kWidth
-    ("contiguous", 5, (20, 40), (37, 72)),  # kWidth by 16 bytes
+    ("contiguous", 5, (5, 16), (35, 72)),  # kWidth by 16 bytes
     ("contiguous", 9, (7, 16), (18, 16)),  # kSameWidth
     ("contiguous", 9, (4, 6), (9, 35)),  # kElements
     ("contiguous", 3, (13, 40), (4, 8)),
