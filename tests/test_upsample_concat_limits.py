@@ -185,11 +185,12 @@ def test_the_last_vector_of_a_row_is_cut_at_its_end(width: int, dtype: torch.dty
 
 
 @HALVES_AND_FLOATS
-@pytest.mark.parametrize("low", [(1, 40), (9, 1), (2, 2), (33, 64), (34, 24), (31, 56)], ids=str)
+@pytest.mark.parametrize("low", [(1, 40), (9, 1), (9, 37), (2, 2), (33, 64), (34, 24), (31, 56)], ids=str)
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_any_size_can_be_resized_along_width(align_corners: bool, low: tuple[int, int], dtype: torch.dtype) -> None:
     # 34 and 72 are 2 and 8 more than the rows and columns of a tile of halves.
-    for level in (cropped(3, *low, dtype), torch.randn(1, 9, *low).to(dtype)):
+    strided = torch.randn(1, 2, low[0], 2 * low[1]).to(dtype)[..., ::2]
+    for level in (cropped(3, *low, dtype), torch.randn(1, 9, *low).to(dtype), strided):
         reads_along_width(level, (34, 72), align_corners)
 
 
