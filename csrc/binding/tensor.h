@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "device/numeric_types.h"
+#include "device/strides.h"
 
 #if defined(USE_CUDA)
 #define JPU_DISPATCH_KEY CUDA
@@ -57,6 +58,8 @@ inline bool suggests_channels_last(const Tensor& t) {
   }
   return true;
 }
+
+inline Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
 // Makes the tensor's device the current one, and says on which stream to launch.
 class OnDevice {

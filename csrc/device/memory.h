@@ -29,17 +29,29 @@ JPU_DEVICE T load(const T* address) {
 #endif
 }
 
-// Of memory that this launch does not write; the address is a multiple of 16 bytes.
+// Of any memory; the address is a multiple of 16 bytes.
 template <class T>
-JPU_DEVICE Vector<T> load_vector(const T* address) {
+JPU_DEVICE Vector<T> read_vector(const T* address) {
   Vector<T> result;
 #if JPU_CUDA
-  *reinterpret_cast<uint4*>(&result) = __ldg(reinterpret_cast<const uint4*>(address));
+  *reinterpret_cast<uint4*>(&result) = *reinterpret_cast<const uint4*>(address);
 #else
   const host::Word16 word = *reinterpret_cast<const host::Word16*>(address);
   std::memcpy(&result, &word, sizeof word);
 #endif
   return result;
+}
+
+// Of memory that this launch does not write; the address is a multiple of 16 bytes.
+template <class T>
+JPU_DEVICE Vector<T> load_vector(const T* address) {
+#if JPU_CUDA
+  Vector<T> result;
+  *reinterpret_cast<uint4*>(&result) = __ldg(reinterpret_cast<const uint4*>(address));
+  return result;
+#else
+  return read_vector(address);
+#endif
 }
 
 template <class T>

@@ -16,6 +16,8 @@
 // By value and never copied to local memory, however it is indexed.
 #define JPU_PARAMS const __grid_constant__
 #define JPU_UNROLL _Pragma("unroll")
+#define JPU_UNROLL_BY(n) _Pragma(JPU_TEXT(unroll n))
+#define JPU_TEXT(x) #x
 #else
 #define JPU_CUDA 0
 // Inlined always: the site of an access or barrier, by which faults and counters tell them apart, is
@@ -25,5 +27,6 @@
 #define JPU_KERNEL(threads, blocks) void
 #define JPU_PARAMS const
 #define JPU_UNROLL
+#define JPU_UNROLL_BY(n)
 #include "host/device_api.h"
 #endif

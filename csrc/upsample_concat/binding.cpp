@@ -28,8 +28,6 @@ void check_size(int64_t height, int64_t width, const std::string& name) {
                   ": expected height and width from 1 to ", kMaxSize, ", got ", height, " and ", width);
 }
 
-Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
-
 struct Pair {
   Tensor low, high;
   int64_t channel;  // first one in high

@@ -32,9 +32,4 @@ JPU_DEVICE Place locate(const Params& p, TileOf tile_of) {
 
 JPU_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
-template <class T>
-JPU_DEVICE T* at(void* base, const Strides& stride, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return static_cast<T*>(base) + (n * stride.n + c * stride.c + h * stride.h + w * stride.w);
-}
-
 }  // namespace jpu::upsample_concat

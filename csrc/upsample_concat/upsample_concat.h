@@ -5,13 +5,10 @@
 
 #include <cstdint>
 
+#include "device/strides.h"
 #include "upsample_concat/config.h"
 
 namespace jpu::upsample_concat {
-
-struct Strides {  // in elements
-  int64_t n, c, h, w;
-};
 
 struct Inverse {  // of an Axis: integers divide slowly on a GPU
   double denominator, step;

@@ -1,0 +1,166 @@
+// The whole pyramid: a block makes kOutputs channels of one branch for one tile of pixels. Chunk by chunk of
+// input channels: patch → depthwise, affine, rounded → product; the next patch is fetched meanwhile.
+#pragma once
+
+#include "separable_pyramid/patch.h"
+#include "separable_pyramid/product.h"
+
+namespace jpu::separable_pyramid {
+
+template <class T>
+struct ForwardShared {
+  Patch<T> patch;
+  Operand<Accumulate<T>, Patch<T>::kChannels, kPixels> normalised;   // h
+  Operand<Accumulate<T>, Patch<T>::kChannels, kOutputs> pointwise;
+};
+
+template <class A>
+JPU_DEVICE A affine_term(const void* term, int64_t index, A otherwise) {
+  return term == nullptr ? otherwise : load(static_cast<const A*>(term) + index);
+}
+
+// What a thread needs of a chunk beside the patch, held in registers while the chunk before is multiplied.
+template <class T>
+struct Weights {
+  T depthwise[9];
+  Vector<T> pointwise;  // of output thread / 4, a quarter of the chunk's channels
+};
+
+template <class T>
+JPU_DEVICE Weights<T> load_weights(const Params& p, const Branch& branch, int first_output, const Chunk& chunk) {
+  constexpr int V = Vector<T>::kSize;
+  static_assert(Patch<T>::kChannels == 4 * V && kThreads == 4 * kOutputs, "a vector a thread");
+  Weights<T> w{};
+  const int first = p.level[chunk.level].first + chunk.channel;
+  const int own = Runs<T>::channel();
+  if (own < chunk.count) {
+    const T* taps = static_cast<const T*>(branch.depthwise) + 9 * int64_t{first + own};
+    JPU_UNROLL for (int i = 0; i < 9; ++i) w.depthwise[i] = load(taps + i);
+  }
+  const int output = first_output + thread_index() / 4, c = thread_index() % 4 * V;
+  if (output < p.outputs && c < chunk.count) {
+    const T* row = static_cast<const T*>(branch.pointwise) + int64_t{output} * p.channels + first + c;
+    if (p.pointwise_vectors) {
+      w.pointwise = load_vector(row);
+    } else {
+      JPU_UNROLL for (int v = 0; v < V; ++v) {
+        if (c + v < chunk.count) w.pointwise.at[v] = load(row + v);
+      }
+    }
+  }
+  return w;
+}
+
+// h of the chunk; 0 for channels that it lacks.
+template <class T>
+JPU_DEVICE void normalise(const Params& p, int index, int image, const Chunk& chunk, const Shape& shape,
+                          const Patch<T>& patch, const Weights<T>& w,
+                          Operand<Accumulate<T>, Patch<T>::kChannels, kPixels>& result) {
+  using A = Accumulate<T>;
+  const Level& level = p.level[chunk.level];
+  const int pitch = level.vectors ? Patch<T>::kChannels : Patch<T>::kElementPitch;
+  const bool exists = Runs<T>::channel() < chunk.count;
+  A scale = 1, shift = 0;
+  if (exists) {
+    const int64_t term = int64_t{index} * p.channels + level.first + chunk.channel + Runs<T>::channel();
+    scale = affine_term(p.inner.scale, image * p.inner.scale_image + term, scale);
+    shift = affine_term(p.inner.shift, image * p.inner.shift_image + term, shift);
+  }
+  A taps[9];
+  JPU_UNROLL for (int i = 0; i < 9; ++i) taps[i] = widen(w.depthwise[i]);
+  for (int r = Runs<T>::first(); r < Runs<T>::kCount; r += Runs<T>::kStep) {
+    const Run run = run_at(shape, r);
+    A sum[kRun] = {};
+    if (exists) {
+      convolve(patch, shape, run.window, pitch, taps, sum);
+      JPU_UNROLL for (int x = 0; x < kRun; ++x) sum[x] = widen(narrow<T>(multiply_add(scale, sum[x], shift)));
+    }
+    JPU_UNROLL for (int x = 0; x < kRun; x += Vector<A>::kSize) {
+      Vector<A> part;
+      JPU_UNROLL for (int v = 0; v < Vector<A>::kSize; ++v) part.at[v] = sum[x + v];
+      store_vector(result.at(Runs<T>::channel(), run.slot + x), part);
+    }
+  }
+}
+
+template <class T>
+JPU_DEVICE void write_outputs(const Params& p, int index, int image, int first_output, const Tile& tile,
+                              const Accumulate<T> (&total)[4][8]) {
+  using A = Accumulate<T>;
+  using S = Share<A>;
+  constexpr int V = Vector<T>::kSize;
+  const int first = first_output + S::column(0);
+  A scale[S::kColumns], shift[S::kColumns];
+  JPU_UNROLL for (int j = 0; j < S::kColumns; ++j) {
+    const bool exists = first + j < p.outputs;
+    const int64_t term = int64_t{index} * p.outputs + first + j;
+    scale[j] = exists ? affine_term<A>(p.outer.scale, term, A(1)) : A(0);
+    shift[j] = exists ? affine_term<A>(p.outer.shift, term, A(0)) : A(0);
+  }
+  JPU_UNROLL for (int i = 0; i < S::kRows; ++i) {
+    const Pixel pixel = pixel_of_slot(p, p.branch[index], tile, S::row(i));
+    if (!pixel.inside) continue;
+    T* target = at<T>(p.output, p.output_stride, image, int64_t{index} * p.outputs + first, pixel.y, pixel.x);
+    Vector<T> result[S::kColumns / V];
+    JPU_UNROLL for (int j = 0; j < S::kColumns; ++j) {
+      A value = multiply_add(scale[j], total[i][j], shift[j]);
+      if (p.relu && value < 0) value = 0;  // NaN passes
+      result[j / V].at[j % V] = narrow<T>(value);
+    }
+    JPU_UNROLL for (int j = 0; j < S::kColumns; ++j) {
+      if (first + j >= p.outputs) break;
+      if (!p.output_vectors) {
+        store(target + j * p.output_stride.c, result[j / V].at[j % V]);
+      } else if (j % V == 0) {
+        store_vector(target + j, result[j / V]);
+      }
+    }
+  }
+}
+
+template <class T>
+// Two blocks a multiprocessor hide each other's barriers; float64's registers allow one.
+JPU_KERNEL(kThreads, sizeof(Accumulate<T>) == 8 ? 1 : 2)
+pyramid_forward(JPU_PARAMS Params p) {
+  using A = Accumulate<T>;
+  constexpr int kSize = Patch<T>::kChannels;
+  ForwardShared<T>& shared = shared_memory<ForwardShared<T>>();
+
+  int index = 0;
+  while (index + 1 < p.branches && block_index() >= p.branch[index + 1].first_block) ++index;
+  const Branch& branch = p.branch[index];
+  // Blocks that share a patch are neighbours.
+  uint32_t rest = block_index() - branch.first_block;
+  const int first_output = static_cast<int>(rest % p.output_tiles) * kOutputs;
+  rest /= p.output_tiles;
+  const uint32_t tiles = static_cast<uint32_t>(branch.tiling.tiles());
+  const int image = static_cast<int>(rest / tiles);
+  place_patch(p, branch, tile_at(branch.tiling, static_cast<int32_t>(rest % tiles)), shared.patch);
+  block_barrier();
+  A total[4][8] = {};
+  Chunk chunk = chunk_at<kSize>(p, 0, 0);
+  Weights<T> weights{};
+  if (chunk.count > 0) {
+    fetch_patch(p, branch, chunk, image, shared.patch);
+    weights = load_weights<T>(p, branch, first_output, chunk);
+  }
+  while (chunk.count > 0) {
+    wait_copies<0>();
+    block_barrier();  // the patch is there, and the product before is done
+    normalise(p, index, image, chunk, branch.tiling.shape, shared.patch, weights, shared.normalised);
+    JPU_UNROLL for (int v = 0; v < Vector<T>::kSize; ++v) {
+      store(shared.pointwise.at(thread_index() % 4 * Vector<T>::kSize + v, thread_index() / 4),
+            A(widen(weights.pointwise.at[v])));
+    }
+    block_barrier();  // both operands are there, and the patch is free
+    chunk = next_chunk<kSize>(p, chunk);
+    if (chunk.count > 0) {
+      fetch_patch(p, branch, chunk, image, shared.patch);
+      weights = load_weights<T>(p, branch, first_output, chunk);
+    }
+    multiply(shared.normalised, shared.pointwise, total);
+  }
+  write_outputs<T>(p, index, image, first_output, shared.patch.tile, total);
+}
+
+}  // namespace jpu::separable_pyramid

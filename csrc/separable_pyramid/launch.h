@@ -1,0 +1,81 @@
+// Plans and starts the kernels; included by the instantiations only.
+#pragma once
+
+#include "device/launch.h"
+#include "separable_pyramid/forward.h"
+
+namespace jpu::separable_pyramid {
+
+// Whether an [N, C, H, W] tensor's channels can be accessed 16 bytes at a time.
+template <class T>
+bool channels_in_vectors(const void* data, const Strides& stride) {
+  constexpr int V = Vector<T>::kSize;
+  return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 && stride.c == 1 && stride.n % V == 0 &&
+         stride.h % V == 0 && stride.w % V == 0;
+}
+
+// Sets what the struct says; returns the number of blocks.
+template <class T>
+int64_t plan(Params& p) {
+  constexpr int V = Vector<T>::kSize;
+  bool whole = p.channels % V == 0;  // so are all chunks
+  for (int i = 0; i < p.levels; ++i) {
+    Level& level = p.level[i];
+    level.vectors = level.channels % V == 0 && channels_in_vectors<T>(level.data, level.stride);
+    whole &= level.channels % V == 0;
+  }
+  p.output_vectors = p.outputs % V == 0 && channels_in_vectors<T>(p.output, p.output_stride);
+  p.pointwise_vectors = whole;
+  p.output_tiles = p.outputs / kOutputs + (p.outputs % kOutputs != 0);
+  int64_t blocks = 0;
+  for (int i = 0; i < p.branches; ++i) {
+    Branch& branch = p.branch[i];
+    branch.tiling = choose_tiling(branch.dilation, p.height, p.width);
+    branch.first_block = static_cast<uint32_t>(blocks);
+    p.pointwise_vectors &= reinterpret_cast<uintptr_t>(branch.pointwise) % kVectorBytes == 0;
+    blocks += branch.tiling.tiles() * p.batch * p.output_tiles;
+    if (blocks > INT32_MAX) break;  // launch() refuses them
+  }
+  return blocks;
+}
+
+// An [N, C, H, W] of which a branch's weights and a term of the affine maps are special cases.
+inline Buffer contiguous(const char* name, const void* data, int64_t element_bytes, int64_t rows, int64_t columns) {
+  return {name, data, element_bytes, {1, 1, rows, columns}, {0, 0, columns, 1}, Access::kRead};
+}
+
+template <class T, class Declare>
+void declare_inputs(const Params& p, Declare& declare) {
+  using A = Accumulate<T>;
+  for (int i = 0; i < p.levels; ++i) {
+    const Level& l = p.level[i];
+    declare(Buffer{"level", l.data, sizeof(T), {p.batch, l.channels, p.height, p.width},
+                   {l.stride.n, l.stride.c, l.stride.h, l.stride.w}, Access::kRead});
+  }
+  for (int i = 0; i < p.branches; ++i) {
+    declare(contiguous("depthwise weight", p.branch[i].depthwise, sizeof(T), p.channels, 9));
+    declare(contiguous("pointwise weight", p.branch[i].pointwise, sizeof(T), p.outputs, p.channels));
+  }
+  const auto term = [&](const char* name, const void* data, int64_t image, int64_t channels) {
+    if (data == nullptr) return;
+    const int64_t images = image == 0 ? 1 : p.batch;
+    declare(Buffer{name, data, sizeof(A), {images, 1, p.branches, channels}, {image, 0, channels, 1}, Access::kRead});
+  };
+  term("scale", p.inner.scale, p.inner.scale_image, p.channels);
+  term("shift", p.inner.shift, p.inner.shift_image, p.channels);
+  term("out_scale", p.outer.scale, 0, p.outputs);
+  term("out_shift", p.outer.shift, 0, p.outputs);
+}
+
+template <class T>
+void forward(Params p, void* stream) {
+  const int64_t blocks = plan<T>(p);
+  launch("separable_pyramid forward", &pyramid_forward<T>, {blocks, kThreads}, p, stream, [&](auto declare) {
+    declare_inputs<T>(p, declare);
+    const Strides& s = p.output_stride;
+    declare(Buffer{"output", p.output, sizeof(T), {p.batch, int64_t{p.branches} * p.outputs, p.height, p.width},
+                   {s.n, s.c, s.h, s.w}, Access::kWrite});
+  });
+}
+
+}  // namespace jpu::separable_pyramid

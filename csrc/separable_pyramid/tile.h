@@ -1,0 +1,77 @@
+// A block's pixels: which class, row and column each slot of a tile stands for.
+#pragma once
+
+#include "device/thread.h"
+#include "separable_pyramid/separable_pyramid.h"
+
+namespace jpu::separable_pyramid {
+
+JPU_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+
+struct Pixel {
+  int y, x;
+  bool inside;  // of the image
+};
+
+// Its place among the tiles of one image and branch; the kernels keep it in shared memory, where it costs no
+// registers while they multiply.
+struct Tile {
+  int first_class;
+  int row, column;  // of its first pixel, in its class
+};
+
+JPU_DEVICE Tile tile_at(const Tiling& t, int32_t index) {
+  Tile tile;
+  tile.column = index % t.columns * t.shape.width;
+  index /= t.columns;
+  tile.row = index % t.rows * t.shape.height;
+  tile.first_class = index / t.rows * t.shape.classes;
+  return tile;
+}
+
+// Of class `which` of a tile, row i and column j; -1 is the halo's first.
+JPU_DEVICE Pixel pixel_at(const Params& p, int dilation, const Tile& tile, int which, int i, int j) {
+  const int index = tile.first_class + which;
+  const int y = index / dilation + dilation * (tile.row + i), x = index % dilation + dilation * (tile.column + j);
+  return {y, x, index < dilation * dilation && y >= 0 && y < p.height && x >= 0 && x < p.width};
+}
+
+// Slots go class by class, each row by row.
+JPU_DEVICE Pixel pixel_of_slot(const Params& p, const Branch& branch, const Tile& tile, int m) {
+  const Shape& shape = branch.tiling.shape;
+  const int j = m % shape.width, line = m / shape.width;
+  return pixel_at(p, branch.dilation, tile, line / shape.height, line % shape.height, j);
+}
+
+// Pixels of the patch likewise; the last column of each row is padding.
+JPU_DEVICE Pixel pixel_of_patch(const Params& p, const Branch& branch, const Tile& tile, int q) {
+  const Shape& shape = branch.tiling.shape;
+  const int j = q % shape.patch_pitch(), line = q / shape.patch_pitch();
+  const int rows = shape.height + 2;
+  Pixel result = pixel_at(p, branch.dilation, tile, line / rows, line % rows - 1, j - 1);
+  result.inside &= j < shape.width + 2;
+  return result;
+}
+
+// A run of channels that lie in one level.
+struct Chunk {
+  int level, channel;  // its first channel, within the level
+  int count;           // of channels; 0 past the last chunk
+};
+
+template <int Size>
+JPU_DEVICE Chunk chunk_at(const Params& p, int level, int channel) {
+  if (level < p.levels && channel >= p.level[level].channels) {
+    ++level;
+    channel = 0;
+  }
+  if (level >= p.levels) return {level, 0, 0};
+  return {level, channel, smaller(Size, p.level[level].channels - channel)};
+}
+
+template <int Size>
+JPU_DEVICE Chunk next_chunk(const Params& p, const Chunk& chunk) {
+  return chunk_at<Size>(p, chunk.level, chunk.channel + Size);
+}
+
+}  // namespace jpu::separable_pyramid
