@@ -13,9 +13,13 @@ namespace jpu::separable_pyramid {
 
 constexpr int kThreads = 256;
 
-// A block's share of the matrix product.
-constexpr int kPixels = 128;   // of the forward pass and of the levels' gradient
-constexpr int kOutputs = 64;
+// A block's share of a matrix product. The forward pass and the input's gradient: pixels by channels.
+constexpr int kPixels = 128;
+constexpr int kColumns = 64;
+// The weights' gradient: outputs by channels, 256 bytes of sums each, over so many pixels at a time.
+constexpr int kWeightPixels = 64;
+template <int SumBytes>
+constexpr int kWeightSide = 256 / SumBytes;
 
 // 64 bytes of channels a pixel: two sectors, and shared memory for the largest patch below.
 template <int ElementBytes>
@@ -37,22 +41,29 @@ struct Shape {
   JPU_HOST_DEVICE constexpr int patch_pixels() const { return classes * (height + 2) * patch_pitch(); }
 };
 
-// In the order of preference: the smaller the halo, the earlier. One class fills a tile where classes are large;
-// several are packed where dilations are large against the image.
-constexpr Shape kShapes[] = {{1, 8, 16}, {1, 16, 8}, {1, 4, 32}, {2, 8, 8}, {2, 16, 4}, {4, 4, 8}, {4, 8, 4}, {8, 4, 4}};
-constexpr int kShapeCount = sizeof(kShapes) / sizeof(kShapes[0]);
+// Of so many pixels, in the order of preference: the smaller the halo, the earlier. One class fills a tile where
+// classes are large; several are packed where dilations are large against the image.
+template <int Pixels>
+struct Shapes;
+template <>
+struct Shapes<128> {
+  static constexpr Shape kList[] = {{1, 8, 16}, {1, 16, 8}, {1, 4, 32}, {2, 8, 8},
+                                    {2, 16, 4}, {4, 4, 8},  {4, 8, 4},  {8, 4, 4}};
+};
+template <>
+struct Shapes<64> {
+  static constexpr Shape kList[] = {{1, 8, 8}, {1, 4, 16}, {2, 4, 8}, {2, 8, 4}, {4, 4, 4}};
+};
 
+template <int Pixels>
 constexpr int kMaxPatchPixels = [] {
   int most = 0;
-  for (const Shape& shape : kShapes) most = shape.patch_pixels() > most ? shape.patch_pixels() : most;
+  for (const Shape& shape : Shapes<Pixels>::kList) {
+    if (shape.pixels() != Pixels || shape.width % kRun != 0) return -1;  // no array has this length
+    most = shape.patch_pixels() > most ? shape.patch_pixels() : most;
+  }
   return most;
 }();
-static_assert([] {
-  for (const Shape& shape : kShapes) {
-    if (shape.pixels() != kPixels || shape.width % kRun != 0) return false;
-  }
-  return true;
-}());
 
 // The tiles of one image for one dilation.
 struct Tiling {
@@ -71,9 +82,10 @@ constexpr Tiling tiling(Shape shape, int dilation, int height, int width) {
 }
 
 // The one that wastes the fewest slots on pixels that the image does not have.
+template <int Pixels>
 constexpr Tiling choose_tiling(int dilation, int height, int width) {
-  Tiling best = tiling(kShapes[0], dilation, height, width);
-  for (const Shape& shape : kShapes) {
+  Tiling best = tiling(Shapes<Pixels>::kList[0], dilation, height, width);
+  for (const Shape& shape : Shapes<Pixels>::kList) {
     const Tiling other = tiling(shape, dilation, height, width);
     if (other.slots() < best.slots()) best = other;
   }

@@ -1,4 +1,4 @@
-// The whole pyramid: a block makes kOutputs channels of one branch for one tile of pixels. Chunk by chunk of
+// The whole pyramid: a block makes kColumns channels of one branch for one tile of pixels. Chunk by chunk of
 // input channels: patch → depthwise, affine, rounded → product; the next patch is fetched meanwhile.
 #pragma once
 
@@ -9,9 +9,9 @@ namespace jpu::separable_pyramid {
 
 template <class T>
 struct ForwardShared {
-  Patch<T> patch;
-  Operand<Accumulate<T>, Patch<T>::kChannels, kPixels> normalised;   // h
-  Operand<Accumulate<T>, Patch<T>::kChannels, kOutputs> pointwise;
+  Patch<T, kPixels> patch;
+  Operand<Accumulate<T>, kChunk<sizeof(T)>, kPixels> normalised;  // h
+  Operand<Accumulate<T>, kChunk<sizeof(T)>, kColumns> pointwise;
 };
 
 template <class A>
@@ -29,7 +29,7 @@ struct Weights {
 template <class T>
 JPU_DEVICE Weights<T> load_weights(const Params& p, const Branch& branch, int first_output, const Chunk& chunk) {
   constexpr int V = Vector<T>::kSize;
-  static_assert(Patch<T>::kChannels == 4 * V && kThreads == 4 * kOutputs, "a vector a thread");
+  static_assert(kChunk<sizeof(T)> == 4 * V && kThreads == 4 * kColumns, "a vector a thread");
   Weights<T> w{};
   const int first = p.level[chunk.level].first + chunk.channel;
   const int own = Runs<T>::channel();
@@ -51,34 +51,33 @@ JPU_DEVICE Weights<T> load_weights(const Params& p, const Branch& branch, int fi
   return w;
 }
 
+// The affine map of a channel of the concatenation, for a branch and an image.
+template <class A>
+JPU_DEVICE void load_inner(const Params& p, int index, int image, int64_t channel, A& scale, A& shift) {
+  const int64_t term = int64_t{index} * p.channels + channel;
+  scale = affine_term(p.inner.scale, image * p.inner.scale_image + term, A(1));
+  shift = affine_term(p.inner.shift, image * p.inner.shift_image + term, A(0));
+}
+
 // h of the chunk; 0 for channels that it lacks.
 template <class T>
 JPU_DEVICE void normalise(const Params& p, int index, int image, const Chunk& chunk, const Shape& shape,
-                          const Patch<T>& patch, const Weights<T>& w,
-                          Operand<Accumulate<T>, Patch<T>::kChannels, kPixels>& result) {
+                          const Patch<T, kPixels>& patch, const Weights<T>& w,
+                          Operand<Accumulate<T>, kChunk<sizeof(T)>, kPixels>& result) {
   using A = Accumulate<T>;
   const Level& level = p.level[chunk.level];
-  const int pitch = level.vectors ? Patch<T>::kChannels : Patch<T>::kElementPitch;
-  const bool exists = Runs<T>::channel() < chunk.count;
-  A scale = 1, shift = 0;
-  if (exists) {
-    const int64_t term = int64_t{index} * p.channels + level.first + chunk.channel + Runs<T>::channel();
-    scale = affine_term(p.inner.scale, image * p.inner.scale_image + term, scale);
-    shift = affine_term(p.inner.shift, image * p.inner.shift_image + term, shift);
-  }
-  A taps[9];
+  const int own = Runs<T>::channel();
+  A scale = 1, shift = 0, taps[9];
+  if (own < chunk.count) load_inner(p, index, image, level.first + chunk.channel + own, scale, shift);
   JPU_UNROLL for (int i = 0; i < 9; ++i) taps[i] = widen(w.depthwise[i]);
-  for (int r = Runs<T>::first(); r < Runs<T>::kCount; r += Runs<T>::kStep) {
+  for (int r = Runs<T>::first(); r < kPixels / kRun; r += Runs<T>::kStep) {
     const Run run = run_at(shape, r);
-    A sum[kRun] = {};
-    if (exists) {
-      convolve(patch, shape, run.window, pitch, taps, sum);
-      JPU_UNROLL for (int x = 0; x < kRun; ++x) sum[x] = widen(narrow<T>(multiply_add(scale, sum[x], shift)));
-    }
+    A h[kRun] = {};
+    if (own < chunk.count) normalise_run(patch, shape, run.window, level.vectors, taps, scale, shift, h);
     JPU_UNROLL for (int x = 0; x < kRun; x += Vector<A>::kSize) {
       Vector<A> part;
-      JPU_UNROLL for (int v = 0; v < Vector<A>::kSize; ++v) part.at[v] = sum[x + v];
-      store_vector(result.at(Runs<T>::channel(), run.slot + x), part);
+      JPU_UNROLL for (int v = 0; v < Vector<A>::kSize; ++v) part.at[v] = h[x + v];
+      store_vector(result.at(own, run.slot + x), part);
     }
   }
 }
@@ -87,7 +86,7 @@ template <class T>
 JPU_DEVICE void write_outputs(const Params& p, int index, int image, int first_output, const Tile& tile,
                               const Accumulate<T> (&total)[4][8]) {
   using A = Accumulate<T>;
-  using S = Share<A>;
+  using S = PixelShare<A>;
   constexpr int V = Vector<T>::kSize;
   const int first = first_output + S::column(0);
   A scale[S::kColumns], shift[S::kColumns];
@@ -98,7 +97,7 @@ JPU_DEVICE void write_outputs(const Params& p, int index, int image, int first_o
     shift[j] = exists ? affine_term<A>(p.outer.shift, term, A(0)) : A(0);
   }
   JPU_UNROLL for (int i = 0; i < S::kRows; ++i) {
-    const Pixel pixel = pixel_of_slot(p, p.branch[index], tile, S::row(i));
+    const Pixel pixel = pixel_of_slot(p, p.branch[index].dilation, p.branch[index].tiling.shape, tile, S::row(i));
     if (!pixel.inside) continue;
     T* target = at<T>(p.output, p.output_stride, image, int64_t{index} * p.outputs + first, pixel.y, pixel.x);
     Vector<T> result[S::kColumns / V];
@@ -123,7 +122,7 @@ template <class T>
 JPU_KERNEL(kThreads, sizeof(Accumulate<T>) == 8 ? 1 : 2)
 pyramid_forward(JPU_PARAMS Params p) {
   using A = Accumulate<T>;
-  constexpr int kSize = Patch<T>::kChannels;
+  constexpr int kSize = kChunk<sizeof(T)>;
   ForwardShared<T>& shared = shared_memory<ForwardShared<T>>();
 
   int index = 0;
@@ -131,23 +130,24 @@ pyramid_forward(JPU_PARAMS Params p) {
   const Branch& branch = p.branch[index];
   // Blocks that share a patch are neighbours.
   uint32_t rest = block_index() - branch.first_block;
-  const int first_output = static_cast<int>(rest % p.output_tiles) * kOutputs;
+  const int first_output = static_cast<int>(rest % p.output_tiles) * kColumns;
   rest /= p.output_tiles;
   const uint32_t tiles = static_cast<uint32_t>(branch.tiling.tiles());
   const int image = static_cast<int>(rest / tiles);
-  place_patch(p, branch, tile_at(branch.tiling, static_cast<int32_t>(rest % tiles)), shared.patch);
+  const Shape& shape = branch.tiling.shape;
+  place_patch(p, branch.dilation, shape, tile_at(branch.tiling, static_cast<int32_t>(rest % tiles)), shared.patch);
   block_barrier();
   A total[4][8] = {};
   Chunk chunk = chunk_at<kSize>(p, 0, 0);
   Weights<T> weights{};
   if (chunk.count > 0) {
-    fetch_patch(p, branch, chunk, image, shared.patch);
+    fetch_patch(p, branch.dilation, shape, chunk, image, shared.patch);
     weights = load_weights<T>(p, branch, first_output, chunk);
   }
   while (chunk.count > 0) {
     wait_copies<0>();
     block_barrier();  // the patch is there, and the product before is done
-    normalise(p, index, image, chunk, branch.tiling.shape, shared.patch, weights, shared.normalised);
+    normalise(p, index, image, chunk, shape, shared.patch, weights, shared.normalised);
     JPU_UNROLL for (int v = 0; v < Vector<T>::kSize; ++v) {
       store(shared.pointwise.at(thread_index() % 4 * Vector<T>::kSize + v, thread_index() / 4),
             A(widen(weights.pointwise.at[v])));
@@ -155,7 +155,7 @@ pyramid_forward(JPU_PARAMS Params p) {
     block_barrier();  // both operands are there, and the patch is free
     chunk = next_chunk<kSize>(p, chunk);
     if (chunk.count > 0) {
-      fetch_patch(p, branch, chunk, image, shared.patch);
+      fetch_patch(p, branch.dilation, shape, chunk, image, shared.patch);
       weights = load_weights<T>(p, branch, first_output, chunk);
     }
     multiply(shared.normalised, shared.pointwise, total);

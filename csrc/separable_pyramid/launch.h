@@ -26,11 +26,11 @@ int64_t plan(Params& p) {
   }
   p.output_vectors = p.outputs % V == 0 && channels_in_vectors<T>(p.output, p.output_stride);
   p.pointwise_vectors = whole;
-  p.output_tiles = p.outputs / kOutputs + (p.outputs % kOutputs != 0);
+  p.output_tiles = p.outputs / kColumns + (p.outputs % kColumns != 0);
   int64_t blocks = 0;
   for (int i = 0; i < p.branches; ++i) {
     Branch& branch = p.branch[i];
-    branch.tiling = choose_tiling(branch.dilation, p.height, p.width);
+    branch.tiling = choose_tiling<kPixels>(branch.dilation, p.height, p.width);
     branch.first_block = static_cast<uint32_t>(blocks);
     p.pointwise_vectors &= reinterpret_cast<uintptr_t>(branch.pointwise) % kVectorBytes == 0;
     blocks += branch.tiling.tiles() * p.batch * p.output_tiles;

@@ -7,17 +7,17 @@
 
 namespace jpu::separable_pyramid {
 
-template <class T>
+template <class T, int Pixels>
 struct Patch {
   static constexpr int kChannels = kChunk<sizeof(T)>;
   // Vectors fill a pixel's 64 bytes; single elements go to pixels one element further apart, since a warp then
   // writes the same channel of consecutive pixels.
   static constexpr int kElementPitch = kChannels + 1;
 
-  alignas(kVectorBytes) T value[kMaxPatchPixels * kElementPitch];
+  alignas(kVectorBytes) T value[kMaxPatchPixels<Pixels> * kElementPitch];
   Tile tile;
   // Of each pixel: row and column in the image relative to the tile's origin, or kOutside.
-  int32_t place[kMaxPatchPixels];
+  int32_t place[kMaxPatchPixels<Pixels>];
 };
 
 constexpr int32_t kOutside = INT32_MIN;
@@ -26,11 +26,12 @@ constexpr int32_t kOutside = INT32_MIN;
 JPU_DEVICE int origin(int dilation, int first) { return dilation * (first - 1); }
 
 // Called once a tile; a barrier must follow.
-template <class T>
-JPU_DEVICE void place_patch(const Params& p, const Branch& branch, const Tile& tile, Patch<T>& patch) {
-  const int top = origin(branch.dilation, tile.row), left = origin(branch.dilation, tile.column);
-  for (int q = thread_index(); q < branch.tiling.shape.patch_pixels(); q += kThreads) {
-    const Pixel pixel = pixel_of_patch(p, branch, tile, q);
+template <class T, int Pixels>
+JPU_DEVICE void place_patch(const Params& p, int dilation, const Shape& shape, const Tile& tile,
+                            Patch<T, Pixels>& patch) {
+  const int top = origin(dilation, tile.row), left = origin(dilation, tile.column);
+  for (int q = thread_index(); q < shape.patch_pixels(); q += kThreads) {
+    const Pixel pixel = pixel_of_patch(p, dilation, shape, tile, q);
     patch.place[q] = pixel.inside ? (pixel.y - top) << 16 | (pixel.x - left) : kOutside;
   }
   if (thread_index() == 0) patch.tile = tile;
@@ -44,22 +45,24 @@ JPU_DEVICE int64_t offset_of(int32_t place, const Strides& stride) {
 
 // Begins to fetch a chunk; wait_copies and a barrier end it. Pixels outside of the image become 0; channels past the
 // chunk's count are not defined.
-template <class T>
-JPU_DEVICE void fetch_patch(const Params& p, const Branch& branch, const Chunk& chunk, int image, Patch<T>& patch) {
+template <class T, int Pixels>
+JPU_DEVICE void fetch_patch(const Params& p, int dilation, const Shape& shape, const Chunk& chunk, int image,
+                            Patch<T, Pixels>& patch) {
+  using P = Patch<T, Pixels>;
   constexpr int V = Vector<T>::kSize;
   const Level& level = p.level[chunk.level];
   const Strides& stride = level.stride;
   // May lie before the level's first element.
-  const T* base = at<T>(level.data, stride, image, chunk.channel, origin(branch.dilation, patch.tile.row),
-                        origin(branch.dilation, patch.tile.column));
-  const int pixels = branch.tiling.shape.patch_pixels();
+  const T* base = at<T>(level.data, stride, image, chunk.channel, origin(dilation, patch.tile.row),
+                        origin(dilation, patch.tile.column));
+  const int pixels = shape.patch_pixels();
   if (level.vectors) {
     const int vectors = chunk.count / V;
-    for (int i = thread_index(); i < pixels * (Patch<T>::kChannels / V); i += kThreads) {
-      const int q = i / (Patch<T>::kChannels / V), v = i % (Patch<T>::kChannels / V);
+    for (int i = thread_index(); i < pixels * (P::kChannels / V); i += kThreads) {
+      const int q = i / (P::kChannels / V), v = i % (P::kChannels / V);
       if (v >= vectors) continue;
       const int32_t place = patch.place[q];
-      T* target = &patch.value[q * Patch<T>::kChannels + v * V];
+      T* target = &patch.value[q * P::kChannels + v * V];
       if (place != kOutside) {
         copy_async<kVectorBytes>(target, base + offset_of(place, stride) + v * V);
       } else {
@@ -77,17 +80,15 @@ JPU_DEVICE void fetch_patch(const Params& p, const Branch& branch, const Chunk& 
     const int32_t place = patch.place[q];
     T value{};
     if (place != kOutside) value = load(base + offset_of(place, stride) + c * stride.c);
-    store(&patch.value[q * Patch<T>::kElementPitch + c], value);
+    store(&patch.value[q * P::kElementPitch + c], value);
   }
 }
 
 // A thread's share of the convolution: one channel of the chunk, and every so-manieth run of pixels.
 template <class T>
 struct Runs {
-  static constexpr int kChannels = Patch<T>::kChannels;
+  static constexpr int kChannels = kChunk<sizeof(T)>;
   static constexpr int kStep = kThreads / kChannels;
-  static constexpr int kCount = kPixels / kRun;
-  static_assert(kCount % kStep == 0, "every thread has as many runs");
 
   JPU_DEVICE static int channel() { return thread_index() % kChannels; }
   JPU_DEVICE static int first() { return thread_index() / kChannels; }
@@ -106,23 +107,28 @@ JPU_DEVICE Run run_at(const Shape& shape, int r) {
   return {line * shape.width + j, (which * (shape.height + 2) + i) * shape.patch_pitch() + j};
 }
 
-// A row of the windows of a run.
-template <class T>
-JPU_DEVICE void load_window_row(const T* patch, int pitch, Accumulate<T> (&row)[kRun + 2]) {
-  JPU_UNROLL for (int j = 0; j < kRun + 2; ++j) row[j] = widen(patch[j * pitch]);
+// The three rows of a run's windows, of the thread's channel.
+template <class T, int Pixels>
+JPU_DEVICE void read_windows(const Patch<T, Pixels>& patch, const Shape& shape, int window, bool vectors,
+                             Accumulate<T> (&rows)[3][kRun + 2]) {
+  const int pitch = vectors ? Patch<T, Pixels>::kChannels : Patch<T, Pixels>::kElementPitch;
+  JPU_UNROLL for (int i = 0; i < 3; ++i) {
+    const T* row = &patch.value[(window + i * shape.patch_pitch()) * pitch + Runs<T>::channel()];
+    JPU_UNROLL for (int j = 0; j < kRun + 2; ++j) rows[i][j] = widen(row[j * pitch]);
+  }
 }
 
-// The depthwise sums of a run, taps in row-major order.
-template <class T>
-JPU_DEVICE void convolve(const Patch<T>& patch, const Shape& shape, int window, int pitch,
-                         const Accumulate<T> (&weight)[9], Accumulate<T> (&sum)[kRun]) {
-  JPU_UNROLL for (int x = 0; x < kRun; ++x) sum[x] = 0;
-  JPU_UNROLL for (int i = 0; i < 3; ++i) {
-    Accumulate<T> row[kRun + 2];
-    load_window_row(&patch.value[(window + i * shape.patch_pitch()) * pitch + Runs<T>::channel()], pitch, row);
-    JPU_UNROLL for (int x = 0; x < kRun; ++x) {
-      JPU_UNROLL for (int j = 0; j < 3; ++j) sum[x] = multiply_add(weight[3 * i + j], row[x + j], sum[x]);
-    }
+// h of a run: the depthwise sums, taps in row-major order, their affine map, rounded.
+template <class T, int Pixels>
+JPU_DEVICE void normalise_run(const Patch<T, Pixels>& patch, const Shape& shape, int window, bool vectors,
+                              const Accumulate<T> (&weight)[9], Accumulate<T> scale, Accumulate<T> shift,
+                              Accumulate<T> (&h)[kRun]) {
+  Accumulate<T> rows[3][kRun + 2];
+  read_windows(patch, shape, window, vectors, rows);
+  JPU_UNROLL for (int x = 0; x < kRun; ++x) {
+    Accumulate<T> sum = 0;
+    JPU_UNROLL for (int i = 0; i < 9; ++i) sum = multiply_add(weight[i], rows[i / 3][x + i % 3], sum);
+    h[x] = widen(narrow<T>(multiply_add(scale, sum, shift)));
   }
 }
 

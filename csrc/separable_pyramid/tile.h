@@ -37,18 +37,16 @@ JPU_DEVICE Pixel pixel_at(const Params& p, int dilation, const Tile& tile, int w
 }
 
 // Slots go class by class, each row by row.
-JPU_DEVICE Pixel pixel_of_slot(const Params& p, const Branch& branch, const Tile& tile, int m) {
-  const Shape& shape = branch.tiling.shape;
+JPU_DEVICE Pixel pixel_of_slot(const Params& p, int dilation, const Shape& shape, const Tile& tile, int m) {
   const int j = m % shape.width, line = m / shape.width;
-  return pixel_at(p, branch.dilation, tile, line / shape.height, line % shape.height, j);
+  return pixel_at(p, dilation, tile, line / shape.height, line % shape.height, j);
 }
 
 // Pixels of the patch likewise; the last column of each row is padding.
-JPU_DEVICE Pixel pixel_of_patch(const Params& p, const Branch& branch, const Tile& tile, int q) {
-  const Shape& shape = branch.tiling.shape;
+JPU_DEVICE Pixel pixel_of_patch(const Params& p, int dilation, const Shape& shape, const Tile& tile, int q) {
   const int j = q % shape.patch_pitch(), line = q / shape.patch_pitch();
   const int rows = shape.height + 2;
-  Pixel result = pixel_at(p, branch.dilation, tile, line / rows, line % rows - 1, j - 1);
+  Pixel result = pixel_at(p, dilation, tile, line / rows, line % rows - 1, j - 1);
   result.inside &= j < shape.width + 2;
   return result;
 }
@@ -67,6 +65,18 @@ JPU_DEVICE Chunk chunk_at(const Params& p, int level, int channel) {
   }
   if (level >= p.levels) return {level, 0, 0};
   return {level, channel, smaller(Size, p.level[level].channels - channel)};
+}
+
+// The so-manieth of all chunks.
+template <int Size>
+JPU_DEVICE Chunk nth_chunk(const Params& p, int n) {
+  int level = 0;
+  for (; level < p.levels; ++level) {
+    const int chunks = (p.level[level].channels + Size - 1) / Size;
+    if (n < chunks) break;
+    n -= chunks;
+  }
+  return chunk_at<Size>(p, level, level < p.levels ? n * Size : 0);
 }
 
 template <int Size>
