@@ -37,6 +37,17 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
   return Tensor(handle);
 }
 
+inline Tensor empty(int64_t count, ScalarType dtype, const Tensor& like) {
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const int64_t stride = 1;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &stride, static_cast<int32_t>(dtype), device_type,
+                                                         device_index, &handle));
+  return Tensor(handle);
+}
+
 // Of [N, C, H, W], contiguous or channels_last.
 inline Tensor empty_image(const std::vector<int64_t>& size, bool channels_last, const Tensor& like) {
   // Empty dimensions count as one, as in torch.empty.

@@ -4,6 +4,7 @@
 
 #include "separable_pyramid/patch.h"
 #include "separable_pyramid/product.h"
+#include "separable_pyramid/terms.h"
 
 namespace jpu::separable_pyramid {
 
@@ -13,11 +14,6 @@ struct ForwardShared {
   Operand<Accumulate<T>, kChunk<sizeof(T)>, kPixels> normalised;  // h
   Operand<Accumulate<T>, kChunk<sizeof(T)>, kColumns> pointwise;
 };
-
-template <class A>
-JPU_DEVICE A affine_term(const void* term, int64_t index, A otherwise) {
-  return term == nullptr ? otherwise : load(static_cast<const A*>(term) + index);
-}
 
 // What a thread needs of a chunk beside the patch, held in registers while the chunk before is multiplied.
 template <class T>
@@ -49,14 +45,6 @@ JPU_DEVICE Weights<T> load_weights(const Params& p, const Branch& branch, int fi
     }
   }
   return w;
-}
-
-// The affine map of a channel of the concatenation, for a branch and an image.
-template <class A>
-JPU_DEVICE void load_inner(const Params& p, int index, int image, int64_t channel, A& scale, A& shift) {
-  const int64_t term = int64_t{index} * p.channels + channel;
-  scale = affine_term(p.inner.scale, image * p.inner.scale_image + term, A(1));
-  shift = affine_term(p.inner.shift, image * p.inner.shift_image + term, A(0));
 }
 
 // h of the chunk; 0 for channels that it lacks.

@@ -35,6 +35,10 @@ struct Branch {
   // Set by plan().
   Tiling tiling;
   uint32_t first_block;
+  // Set by plan_gradient().
+  Tiling weight_tiling;
+  uint32_t first_input_block;
+  int64_t first_tile;  // of all branches' and images' tiles
 };
 
 // A term of each channel, in the type of sums; null for none.
@@ -53,16 +57,64 @@ struct Params {
   void* output;  // [N, D·O, H, W]
   Strides output_stride;
   // Set by plan(): what is accessed 16 bytes at a time.
-  bool output_vectors, pointwise_vectors;
+  bool output_vectors, pointwise_vectors;  // the latter: all levels' channels are whole vectors too
   int32_t output_tiles;
   Level level[kMaxLevels];
   Branch branch[kMaxBranches];
 };
-static_assert(sizeof(Params) <= 4096, "kernel parameters are limited to 4 KB");
+
+struct LevelGradient {
+  void* data;  // [N, channels, H, W]; null where not asked for
+  Strides stride;
+  // Set by plan_gradient().
+  bool vectors;
+  uint32_t first_block;
+  int32_t channel_tiles;
+};
+
+// Results are null where not asked for.
+struct GradientParams {
+  Params forward;  // its output is only read, and only for ReLU
+  const void* gradient;  // of the output
+  Strides gradient_stride;
+  LevelGradient level[kMaxLevels];
+  void* depthwise;                   // [D, C, 3, 3]
+  void* pointwise;                   // [D, O, C]
+  void *inner_scale, *inner_shift;   // as the terms themselves
+  void *outer_scale, *outer_shift;
+  // Workspace, in the type of sums but for `inputs`; null where not needed.
+  void* products;  // [splits, D, O, C]
+  void* sums;      // [splits, D, O]
+  void* terms;     // [tiles of all branches and images, 10, C]
+  void* inputs;    // dz of `images` images, [images, D·C, H, W]
+  Strides inputs_stride;
+  // Set by plan_gradient().
+  bool gradient_vectors;
+  int32_t splits, weight_channel_tiles, weight_output_tiles;
+  int32_t input_channel_tiles;
+  int32_t images;  // that are worked on at a time
+  int32_t pixel_tiles;
+  int64_t reduce_rows;
+  // Of the group of images under way.
+  int32_t first_image;
+};
+
+// Numbers of elements; 0 for what is not needed.
+struct Workspace {
+  int64_t products, sums, terms;
+  int64_t images;  // that `inputs` has room for
+};
 
 // Args:
 //   stream: a cudaStream_t of the current device; ignored in host execution.
 template <class T>
 void forward(Params params, void* stream);
+
+// Sets what the structs say; the caller then provides the workspace. Of `inputs`, strides alone are known before.
+template <class T>
+Workspace plan_gradient(GradientParams& params);
+
+template <class T>
+void backward(GradientParams params, void* stream);
 
 }  // namespace jpu::separable_pyramid

@@ -1,0 +1,8 @@
+#include "separable_pyramid/launch_backward.h"
+
+namespace jpu::separable_pyramid {
+
+template Workspace plan_gradient<float16>(GradientParams&);
+template void backward<float16>(GradientParams, void*);
+
+}  // namespace jpu::separable_pyramid
