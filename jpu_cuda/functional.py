@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops  # noqa: F401  defines torch.ops.jpu_cuda
 from ._checks import check_flag, check_levels, same_for_convolution
-from .backend import choose
+from .backend import BackendUnavailableError, choose, requested_backend
+from .ops.separable_pyramid import MOST_BRANCHES, MOST_DILATION, MOST_LEVELS
 from .reference import separable_pyramid as _separable_pyramid
 from .reference import upsample_concat as _upsample_concat
 
@@ -130,9 +132,36 @@ def separable_pyramid(
     for name, term in (("out_scale", out_scale), ("out_shift", out_shift)):
         if term is not None:
             _check_shape(name, term, (branches, outputs))
+    if _serves_pyramid(first, len(levels), dilations):
+        sums = torch.float64 if first.dtype == torch.float64 else torch.float32
+        terms = [None if term is None else term.to(sums).contiguous() for term in affine.values()]
+        weights = (list(weight.contiguous().unbind(0)) for weight in (depthwise_weight, pointwise_weight))
+        return torch.ops.jpu_cuda.separable_pyramid(list(levels), *weights, list(dilations), *terms, relu)
     return _separable_pyramid.separable_pyramid(
         levels, depthwise_weight, pointwise_weight, dilations, scale, shift, out_scale, out_shift, relu
     )
+
+
+def _serves_pyramid(level: Tensor, levels: int, dilations: Sequence[int]) -> bool:
+    """Whether kernels serve these arguments.
+
+    Raises:
+        BackendUnavailableError: a backend was asked for by name that cannot serve them.
+    """
+    answer = choose(level)
+    if answer.backend == "reference":
+        return False
+    if forward_ad._current_level >= 0:  # forward-mode derivatives are the reference's
+        return False
+    if levels <= MOST_LEVELS and len(dilations) <= MOST_BRANCHES and max(dilations) <= MOST_DILATION:
+        return True
+    why_not = (
+        f"expected at most {MOST_LEVELS} levels and {MOST_BRANCHES} dilations of at most {MOST_DILATION}, got "
+        f"{levels} and {dilations}"
+    )
+    if requested_backend() != "auto":
+        raise BackendUnavailableError(f"backend {answer.backend!r} cannot serve this call: {why_not}")
+    return False
 
 
 def _check_tensor(name: str, tensor: Tensor, like: Tensor, same_dtype: bool) -> None:

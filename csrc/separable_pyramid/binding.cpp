@@ -143,9 +143,9 @@ Tensor contiguous_like(const std::vector<int64_t>& size, const Tensor& like) {
 
 // Gradients of the levels and of the six others in the order of the arguments, those that `needed` (0 or 1 each) asks
 // for. `output` is that of the forward pass, needed for ReLU only.
-Tensors separable_pyramid_backward(Tensor gradient, Tensors levels, Tensors depthwise, Tensors pointwise,
+Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors pointwise,
                                    std::vector<int64_t> dilations, Term scale, Term shift, Term out_scale,
-                                   Term out_shift, Term output, std::vector<int64_t> needed) {
+                                   Term out_shift, Tensor gradient, Term output, std::vector<int64_t> needed) {
   GradientParams g{};
   Params& p = g.forward;
   p = describe(levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, output.has_value());

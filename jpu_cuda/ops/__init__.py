@@ -4,6 +4,7 @@ They are defined here, in Python, so that they exist with and without a binary. 
 the compiled extension for CUDA tensors and from host execution for CPU tensors, when one is loaded.
 """
 
+from .separable_pyramid import SeparablePyramid
 from .upsample_concat import Upsample, UpsampleBackward, UpsampleConcat
 
-__all__ = ["Upsample", "UpsampleBackward", "UpsampleConcat"]
+__all__ = ["SeparablePyramid", "Upsample", "UpsampleBackward", "UpsampleConcat"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .. import _extension
 
@@ -40,6 +41,30 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         return function
 
     return decorate
+
+
+def register_flops(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorates the function that counts an operator's multiplications and additions, by the shapes of its arguments.
+
+    PyTorch's counter knows its own operators only, and would take others for nothing.
+    """
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        if _FIRST:
+            register_flop_formula(getattr(torch.ops.jpu_cuda, name))(function)
+        return function
+
+    return decorate
+
+
+def is_batched(tensors: Sequence[Tensor]) -> bool:
+    """Whether a transform runs, as torch.autograd.functional.jacobian(vectorize=True) makes one of a backward pass.
+
+    They know PyTorch's own operators only.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
 
 
 def register_reference(name: str, function: Callable[..., Any]) -> None:

@@ -19,6 +19,7 @@ from ._library import (
     check_size,
     define,
     empty_image,
+    is_batched,
     register,
     register_autocast,
     register_fake,
@@ -110,7 +111,7 @@ class UpsampleConcat(Function):
     @staticmethod
     def jvp(ctx: Any, align_corners: None, reverse: None, *tangents: Tensor | None) -> Tensor:
         levels = _filled(tangents, ctx.shapes)
-        if _is_batched(levels):
+        if is_batched(levels):
             return reference.upsample_concat(levels, ctx.align_corners, ctx.reverse)
         return torch.ops.jpu_cuda.upsample_concat(levels, ctx.align_corners, ctx.reverse)
 
@@ -131,18 +132,8 @@ def _each(function: Callable[[list[Tensor]], list[Tensor]], tensors: Sequence[Te
     return tuple(results)
 
 
-def _is_batched(tensors: Sequence[Tensor]) -> bool:
-    """Whether a transform runs, as torch.autograd.functional.jacobian(vectorize=True) makes one of a backward pass.
-
-    They know PyTorch's own operators only.
-    """
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
-
-
 def _upsample(levels: list[Tensor], height: int, width: int, align_corners: bool) -> list[Tensor]:
-    if _is_batched(levels):
+    if is_batched(levels):
         return [reference.resize(level, (height, width), align_corners) for level in levels]
     return torch.ops.jpu_cuda.upsample(levels, height, width, align_corners)
 
@@ -160,7 +151,7 @@ def _adjoint(
     heights, widths = [shape[-2] for shape in kept], [shape[-1] for shape in kept]
 
     def compute(given: list[Tensor]) -> list[Tensor]:
-        if _is_batched(given):
+        if is_batched(given):
             return reference.upsample_backward(given, heights, widths, align_corners)
         return torch.ops.jpu_cuda.upsample_backward(given, heights, widths, align_corners)
 

@@ -1,0 +1,234 @@
+"""Separable convolutions of several dilations over a list of levels: the operator and its derivative.
+
+Weights are lists, one tensor a branch, since a model has them so: stacked ones would be copied every call. Affine
+terms are in the type of sums, float32, or float64 for float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils._pytree import tree_flatten
+
+from ..reference import separable_pyramid as reference
+from ._library import (
+    check_images,
+    define,
+    empty_image,
+    is_batched,
+    register,
+    register_autocast,
+    register_fake,
+    register_flops,
+    register_reference,
+)
+
+# What one launch takes (csrc/separable_pyramid/separable_pyramid.h, config.h).
+MOST_LEVELS, MOST_BRANCHES, MOST_DILATION = 8, 8, 16
+
+_ARGUMENTS = (
+    "Tensor[] levels, Tensor[] depthwise_weight, Tensor[] pointwise_weight, int[] dilations, "
+    "Tensor? scale, Tensor? shift, Tensor? out_scale, Tensor? out_shift"
+)
+define(f"separable_pyramid({_ARGUMENTS}, bool relu) -> Tensor")
+# `output` is the forward pass's, given where ReLU ended it. `needed` has a number for each level, then for weights
+# and terms in their order: 1 for what the result has a gradient of.
+define(f"separable_pyramid_backward({_ARGUMENTS}, Tensor gradient, Tensor? output, int[] needed) -> Tensor[]")
+
+
+class SeparablePyramid(Function):
+    """[N, C_i, H, W] of each level to [N, D·O, H, W]."""
+
+    @staticmethod
+    def forward(ctx: Any, dilations: Sequence[int], relu: bool, levels: int, *tensors: Tensor | None) -> Tensor:
+        ctx.dilations, ctx.relu, ctx.levels = dilations, relu, levels
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.jpu_cuda.separable_pyramid(*_grouped(tensors, levels, dilations), relu)
+        ctx.save_for_backward(*tensors, output if relu else None)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        *tensors, output = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled() or is_batched([gradient]):
+            gradients = _differentiable(tensors, ctx.levels, ctx.dilations, ctx.relu, gradient, needed)
+        else:
+            gradients = _computed(tensors, ctx.levels, ctx.dilations, gradient, output, needed)
+        return None, None, None, *gradients
+
+
+def _grouped(tensors: Sequence[Tensor | None], levels: int, dilations: Sequence[int]) -> tuple[Any, ...]:
+    """The operators' arguments, from all tensors in a row: autograd tracks no lists."""
+    end = levels + len(dilations)
+    weights = list(tensors[levels:end]), list(tensors[end : end + len(dilations)])
+    return list(tensors[:levels]), *weights, list(dilations), *tensors[end + len(dilations) :]
+
+
+def _computed(
+    tensors: Sequence[Tensor | None],
+    levels: int,
+    dilations: Sequence[int],
+    gradient: Tensor,
+    output: Tensor | None,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of those tensors that need one, by the kernels."""
+    branches = len(dilations)
+    ends = levels, levels + branches, levels + 2 * branches
+    weights = [any(needed[ends[0] : ends[1]]), any(needed[ends[1] : ends[2]])]
+    asked = [*needed[: ends[0]], *weights, *needed[ends[2] :]]
+    if not any(asked):
+        return [None] * len(tensors)
+    found = iter(
+        torch.ops.jpu_cuda.separable_pyramid_backward(
+            *_grouped(tensors, levels, dilations), gradient, output, [int(wanted) for wanted in asked]
+        )
+    )
+    parts = [next(found) if wanted else None for wanted in asked]
+    gradients: list[Tensor | None] = parts[:levels]
+    for stacked in parts[levels : levels + 2]:
+        gradients += [None] * branches if stacked is None else list(stacked.unbind(0))
+    gradients += parts[levels + 2 :]
+    return [g if wanted else None for g, wanted in zip(gradients, needed, strict=True)]
+
+
+def _differentiable(
+    tensors: Sequence[Tensor | None],
+    levels: int,
+    dilations: Sequence[int],
+    relu: bool,
+    gradient: Tensor,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The same by the reference: with a graph of their own, for second derivatives, and in batches."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # New leaves would cut the graph that a second derivative goes through.
+        inputs = [
+            t if create_graph or t is None else t.detach().requires_grad_(wanted)
+            for t, wanted in zip(tensors, needed, strict=True)
+        ]
+        output = _reference(*_grouped(inputs, levels, dilations), relu)
+        wanted = [t for t, w in zip(inputs, needed, strict=True) if w and t is not None]
+        found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=create_graph, allow_unused=True))
+    return [next(found) if w else None for w in needed]
+
+
+def _reference(
+    levels: list[Tensor],
+    depthwise_weight: list[Tensor],
+    pointwise_weight: list[Tensor],
+    dilations: Sequence[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    weights = torch.stack(depthwise_weight), torch.stack(pointwise_weight)
+    return reference.separable_pyramid(levels, *weights, dilations, scale, shift, out_scale, out_shift, relu)
+
+
+def _reference_backward(
+    levels: list[Tensor],
+    depthwise_weight: list[Tensor],
+    pointwise_weight: list[Tensor],
+    dilations: list[int],
+    *rest: Any,
+) -> list[Tensor]:
+    *terms, gradient, output, needed = rest
+    count, branches = len(levels), len(dilations)
+    each = [*needed[:count], *[needed[count]] * branches, *[needed[count + 1]] * branches, *needed[count + 2 :]]
+    tensors = [*levels, *depthwise_weight, *pointwise_weight, *terms]
+    wanted = [bool(n) for n in each]
+    found = _differentiable(tensors, count, dilations, output is not None, gradient, wanted)
+    parts = found[:count], found[count : count + branches], found[count + branches : count + 2 * branches]
+    stacked = [torch.stack(part) for part in parts[1:] if part[0] is not None]  # type: ignore[arg-type]
+    terms_found = [g for g in found[count + 2 * branches :] if g is not None]
+    return [*(g for g in parts[0] if g is not None), *stacked, *terms_found]
+
+
+def _autograd(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Tensor:
+    dilations, *terms, relu = rest
+    return SeparablePyramid.apply(dilations, relu, len(levels), *levels, *depthwise, *pointwise, *terms)
+
+
+def _autograd_backward(*arguments: Any) -> list[Tensor]:
+    flat, _ = tree_flatten(arguments)
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in flat):
+        raise RuntimeError(
+            "separable_pyramid_backward: expected inputs that need no gradient, got some that do; differentiate "
+            "separable_pyramid twice, which works"
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.jpu_cuda.separable_pyramid_backward(*arguments)
+
+
+register("separable_pyramid", _autograd, "Autograd")
+register("separable_pyramid_backward", _autograd_backward, "Autograd")
+register_reference("separable_pyramid", _reference)
+register_reference("separable_pyramid_backward", _reference_backward)
+
+
+def _autocast(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Any:
+    """As PyTorch's convolutions: everything but float64 becomes autocast's dtype, and terms stay as they are."""
+    dtype = torch.get_autocast_dtype(levels[0].device.type)
+    cast = lambda tensors: [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]  # noqa: E731
+    return cast(levels), cast(depthwise), cast(pointwise), *rest
+
+
+register_autocast("separable_pyramid", _autocast)
+
+
+@register_fake("separable_pyramid")
+def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Tensor:
+    check_images("levels", levels)
+    first = levels[0]
+    return empty_image(first, len(depthwise) * pointwise[0].shape[0], first.shape[2], first.shape[3], levels)
+
+
+@register_fake("separable_pyramid_backward")
+def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> list[Tensor]:
+    _, *terms, _gradient, _output, needed = rest
+    check_images("levels", levels)
+    count = len(levels)
+    results = [
+        empty_image(x, x.shape[1], x.shape[2], x.shape[3], [x])
+        for x, wanted in zip(levels, needed[:count], strict=True)
+        if wanted
+    ]
+    for weights, wanted in zip((depthwise, pointwise), needed[count : count + 2], strict=True):
+        if wanted:
+            results.append(weights[0].new_empty((len(weights), *weights[0].shape)))
+    results += [torch.empty_like(t) for t, wanted in zip(terms, needed[count + 2 :], strict=True) if wanted]
+    return results
+
+
+def _flops(levels: list[Any], depthwise: list[Any], pointwise: list[Any]) -> tuple[int, int]:
+    """Of all depthwise convolutions, and of all pointwise ones."""
+    batch, _, height, width = levels[0]
+    outputs, channels = pointwise[0]
+    pixels = batch * height * width * len(depthwise)
+    return 2 * 9 * channels * pixels, 2 * channels * outputs * pixels
+
+
+@register_flops("separable_pyramid")
+def _(levels: list[Any], depthwise: list[Any], pointwise: list[Any], *_rest: Any, **_options: Any) -> int:
+    return sum(_flops(levels, depthwise, pointwise))
+
+
+@register_flops("separable_pyramid_backward")
+def _(levels: list[Any], depthwise: list[Any], pointwise: list[Any], *rest: Any, **_options: Any) -> int:
+    *_, needed = rest
+    for_levels, for_depthwise = any(needed[: len(levels)]), any(needed[len(levels) :][i] for i in (0, 2, 3))
+    for_pointwise = any(needed[len(levels) :][i] for i in (1, 4, 5))
+    small, large = _flops(levels, depthwise, pointwise)
+    # Products with g for the pointwise weights, whose other side is computed anew; with the weights for the rest.
+    return (
+        (small + large) * for_pointwise + large * (for_levels or for_depthwise) + small * (for_levels + for_depthwise)
+    )
