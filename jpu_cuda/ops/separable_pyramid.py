@@ -113,9 +113,9 @@ def _differentiable(
             t if create_graph or t is None else t.detach().requires_grad_(wanted)
             for t, wanted in zip(tensors, needed, strict=True)
         ]
-        output = _reference(*_grouped(inputs, levels, dilations), relu)
-        wanted = [t for t, w in zip(inputs, needed, strict=True) if w and t is not None]
-        found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=create_graph, allow_unused=True))
+        output = _reference(*[*_grouped(inputs, levels, dilations), relu])
+        asked = [t for t, wanted in zip(inputs, needed, strict=True) if wanted and t is not None]
+        found = iter(torch.autograd.grad(output, asked, gradient, create_graph=create_graph, allow_unused=True))
     return [next(found) if w else None for w in needed]
 
 
@@ -146,7 +146,9 @@ def _reference_backward(
     each = [*needed[:count], *[needed[count]] * branches, *[needed[count + 1]] * branches, *needed[count + 2 :]]
     tensors = [*levels, *depthwise_weight, *pointwise_weight, *terms]
     wanted = [bool(n) for n in each]
-    found = _differentiable(tensors, count, dilations, output is not None, gradient, wanted)
+    # Called below autograd, which is needed here.
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+        found = _differentiable(tensors, count, dilations, output is not None, gradient, wanted)
     parts = found[:count], found[count : count + branches], found[count + branches : count + 2 * branches]
     stacked = [torch.stack(part) for part in parts[1:] if part[0] is not None]  # type: ignore[arg-type]
     terms_found = [g for g in found[count + 2 * branches :] if g is not None]
@@ -155,6 +157,9 @@ def _reference_backward(
 
 def _autograd(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Tensor:
     dilations, *terms, relu = rest
+    if not len(depthwise) == len(pointwise) == len(dilations):
+        got = f"{len(depthwise)} and {len(pointwise)}"
+        raise ValueError(f"weights: expected one of each a dilation, {len(dilations)}, got {got}")
     return SeparablePyramid.apply(dilations, relu, len(levels), *levels, *depthwise, *pointwise, *terms)
 
 
@@ -229,6 +234,5 @@ def _(levels: list[Any], depthwise: list[Any], pointwise: list[Any], *rest: Any,
     for_pointwise = any(needed[len(levels) :][i] for i in (1, 4, 5))
     small, large = _flops(levels, depthwise, pointwise)
     # Products with g for the pointwise weights, whose other side is computed anew; with the weights for the rest.
-    return (
-        (small + large) * for_pointwise + large * (for_levels or for_depthwise) + small * (for_levels + for_depthwise)
-    )
+    by_weights = large * (for_levels or for_depthwise) + small * (for_levels + for_depthwise)
+    return (small + large) * for_pointwise + by_weights

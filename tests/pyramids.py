@@ -1,0 +1,230 @@
+"""Cases of separable_pyramid, and what its results are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from jpu_cuda.reference.separable_pyramid import separable_pyramid as reference
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TERMS = ("scale", "shift", "out_scale", "out_shift")
+
+
+def sums_of(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Shapes and kinds of a call's arguments; ``terms`` is "none", "channels" or "images" ([N, D, C])."""
+
+    batch: int
+    channels: tuple[int, ...]
+    outputs: int
+    size: tuple[int, int]
+    dilations: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    terms: str = "channels"
+    relu: bool = True
+
+    def arguments(self, seed: int = 0) -> dict[str, Any]:
+        """Random levels, lists of weights and terms; sums keep to the scale of their inputs."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        count, total = len(self.dilations), sum(self.channels)
+        images = (self.batch,) if self.terms == "images" else ()
+        term_shapes = ((*images, count, total), (*images, count, total), (count, self.outputs), (count, self.outputs))
+        terms = (None,) * 4
+        if self.terms != "none":
+            terms = tuple(
+                (normal(*shape) / 4 + (i % 2 == 0)).to(sums_of(self.dtype)) for i, shape in enumerate(term_shapes)
+            )
+        return {
+            "levels": [self.laid_out(normal(self.batch, c, *self.size)) for c in self.channels],
+            "depthwise": [(normal(total, 3, 3) / 3).to(self.dtype) for _ in self.dilations],
+            "pointwise": [(normal(self.outputs, total) / total**0.5).to(self.dtype) for _ in self.dilations],
+            "terms": list(terms),
+        }
+
+    def gradient(self, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        shape = (self.batch, len(self.dilations) * self.outputs, *self.size)
+        return self.laid_out(torch.randn(*shape, generator=generator, dtype=torch.float64))
+
+    def laid_out(self, image: Tensor) -> Tensor:
+        image = image.to(self.dtype)
+        if self.layout == "channels_last":
+            return image.contiguous(memory_format=torch.channels_last)
+        if self.layout == "sliced":  # of wider rows
+            return torch.cat([image, image], dim=3)[..., : image.shape[3]]
+        if self.layout == "transposed":
+            return image.transpose(2, 3).contiguous().transpose(2, 3)
+        return image
+
+
+def tensors_of(arguments: dict[str, Any]) -> list[Tensor | None]:
+    return [*arguments["levels"], *arguments["depthwise"], *arguments["pointwise"], *arguments["terms"]]
+
+
+def by_kernels(case: Pyramid, arguments: dict[str, Any]) -> Tensor:
+    a = arguments
+    return torch.ops.jpu_cuda.separable_pyramid(
+        a["levels"], a["depthwise"], a["pointwise"], list(case.dilations), *a["terms"], case.relu
+    )
+
+
+def by_torch(case: Pyramid, tensors: Sequence[Tensor | None], relu: bool) -> Tensor:
+    levels, count = len(case.channels), len(case.dilations)
+    weights = torch.stack(tensors[levels : levels + count]), torch.stack(tensors[levels + count : levels + 2 * count])
+    return reference(tensors[:levels], *weights, case.dilations, *tensors[levels + 2 * count :], relu)
+
+
+def changed(tensors: Sequence[Tensor | None], change: Any) -> list[Tensor | None]:
+    return [None if t is None else change(t) for t in tensors]
+
+
+def check_forward(case: Pyramid) -> Tensor:
+    """Holds every entry to a bound that is derived, and all to 1.25 times PyTorch's own error.
+
+    Returns:
+        The output.
+    """
+    arguments = case.arguments()
+    out = by_kernels(case, arguments)
+    tensors = tensors_of(arguments)
+    truth = by_torch(case, changed(tensors, Tensor.double), case.relu)
+    assert (out.shape, out.dtype) == (truth.shape, case.dtype)
+    assert out.stride() == by_torch(case, tensors, case.relu).stride()
+    magnitude = by_torch(case, changed(tensors, lambda t: t.double().abs()), False)
+    assert_bounded(out, truth, magnitude, steps=16 + sum(case.channels), operand=True)
+    if case.dtype != torch.float64:
+        assert_no_worse(out, truth, [error_of_torch(case, seed) for seed in range(8)])
+    return out
+
+
+def assert_bounded(actual: Tensor, truth: Tensor, magnitude: Tensor, steps: int, operand: bool) -> None:
+    """Asserts that an entry is off by ``steps`` roundings of the sums' type, its own and, if so, the operand's h."""
+    dtype = actual.dtype
+    own = torch.finfo(dtype).eps / 2
+    bound = steps * torch.finfo(sums_of(dtype)).eps / 2 * magnitude + own * truth.abs()
+    if operand and dtype != sums_of(dtype):
+        bound = bound + own * magnitude
+    bound = 1.01 * bound + torch.finfo(dtype).smallest_normal
+    assert_within(actual, truth, bound)
+
+
+def assert_within(actual: Tensor, truth: Tensor, bound: Tensor) -> None:
+    excess = (actual.double() - truth).abs() - bound
+    assert excess.isfinite().all()
+    assert excess.numel() == 0 or excess.max() <= 0, f"expected at most the bound, got {excess.max():.3e} more"
+
+
+def error_of_torch(case: Pyramid, seed: int) -> float:
+    tensors = tensors_of(case.arguments(seed))
+    truth = by_torch(case, changed(tensors, Tensor.double), case.relu)
+    return error(by_torch(case, tensors, case.relu), truth)
+
+
+def error(actual: Tensor, truth: Tensor) -> float:
+    return float((actual.double() - truth).abs().max()) if truth.numel() else 0.0
+
+
+def assert_no_worse(actual: Tensor, truth: Tensor, baseline: Sequence[float]) -> None:
+    peak = float(truth.abs().max()) if truth.numel() else 0.0
+    allowed = 1.25 * max(baseline) + torch.finfo(actual.dtype).eps / 2 * peak
+    assert error(actual, truth) <= allowed, (
+        f"expected an error of at most {allowed:.3e}, got {error(actual, truth):.3e}"
+    )
+
+
+def gradients_by_torch(case: Pyramid, tensors: Sequence[Tensor | None], gradient: Tensor) -> list[Tensor]:
+    """Of every tensor that is there, from the gradient before the ReLU."""
+    leaves = changed(tensors, lambda t: t.detach().clone().requires_grad_())
+    out = by_torch(case, leaves, False)
+    return list(torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], gradient))
+
+
+def gradients_by_kernels(case: Pyramid, arguments: dict[str, Any], gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The output, and a gradient of every tensor that is there."""
+    tensors = changed(tensors_of(arguments), lambda t: t.detach().requires_grad_())
+    levels, count = len(case.channels), len(case.dilations)
+    lists = tensors[:levels], tensors[levels : levels + count], tensors[levels + count : levels + 2 * count]
+    out = torch.ops.jpu_cuda.separable_pyramid(
+        *map(list, lists), list(case.dilations), *tensors[levels + 2 * count :], case.relu
+    )
+    return out, list(torch.autograd.grad(out, [t for t in tensors if t is not None], gradient))
+
+
+def check_backward(case: Pyramid) -> None:
+    """Holds the gradient of every tensor to a derived bound, and to 1.25 times PyTorch's own error.
+
+    Which entries pass the ReLU is taken from the kernels' output: where it is next to 0, rounding decides.
+    """
+    arguments, gradient = case.arguments(), case.gradient()
+    out, gradients = gradients_by_kernels(case, arguments, gradient)
+    passes = (out > 0).to(gradient.dtype) if case.relu else torch.ones_like(gradient)
+    tensors = tensors_of(arguments)
+    truths = gradients_by_torch(case, changed(tensors, Tensor.double), (gradient * passes).double())
+    absolute = changed(tensors, lambda t: t.double().abs())
+    magnitudes = gradients_by_torch(case, absolute, (gradient * passes).double().abs())
+    baselines = []
+    for seed in range(8):
+        draw, masked = tensors_of(case.arguments(seed)), case.gradient(seed) * passes
+        own, true = (
+            gradients_by_torch(case, draw, masked),
+            gradients_by_torch(case, changed(draw, Tensor.double), masked.double()),
+        )
+        baselines.append([error(a, b) for a, b in zip(own, true, strict=True)])
+    pixels = case.batch * case.size[0] * case.size[1]
+    steps = 32 + sum(case.channels) + case.outputs + 9 * len(case.dilations) + pixels
+    for got, truth, magnitude, baseline in zip(
+        gradients, truths, magnitudes, zip(*baselines, strict=True), strict=True
+    ):
+        assert got.shape == truth.shape
+        # The operand h and the kept dz are rounded to the dtype; terms' gradients are sums of float32.
+        own = torch.finfo(case.dtype).eps / 2
+        bound = steps * torch.finfo(sums_of(case.dtype)).eps / 2 * magnitude + 2 * own * magnitude
+        assert_within(got, truth, 1.01 * bound + torch.finfo(case.dtype).smallest_normal)
+        if case.dtype != torch.float64:
+            assert_no_worse(got, truth, baseline)
+
+
+# --- cases ---------------------------------------------------------------------------------------------
+
+_SIDES = (1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)
+
+
+@st.composite
+def pyramids(draw: Any) -> Pyramid:
+    """Any that the op takes, small enough for host execution."""
+    side = st.sampled_from(_SIDES)
+    channels = draw(st.sampled_from([st.integers(1, 9), st.sampled_from([8, 16, 24])]))
+    case = Pyramid(
+        batch=draw(st.integers(0, 2)),
+        channels=tuple(draw(st.lists(channels, min_size=1, max_size=4))),
+        outputs=draw(st.sampled_from([1, 3, 8, 16, 67])),
+        size=(draw(side), draw(side)),
+        dilations=tuple(draw(st.lists(st.integers(1, 16), min_size=1, max_size=3))),
+        dtype=draw(st.sampled_from(DTYPES)),
+        layout=draw(st.sampled_from(["contiguous", "channels_last", "sliced", "transposed"])),
+        terms=draw(st.sampled_from(["none", "channels", "images"])),
+        relu=draw(st.booleans()),
+    )
+    while case.batch * case.size[0] * case.size[1] * len(case.dilations) > 600:
+        if case.batch > 1:
+            case = replace(case, batch=1)
+        elif len(case.dilations) > 1:
+            case = replace(case, dilations=case.dilations[:-1])
+        else:
+            case = replace(case, size=(min(case.size[0], 16), min(case.size[1], 33)))
+    return case
