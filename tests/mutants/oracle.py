@@ -1,4 +1,4 @@
-"""Holds the kernels of upsample-concat, executed on the CPU, to independent answers.
+"""Holds the kernels, executed on the CPU, to independent answers.
 
 ``PYTHONPATH=tests python -m mutants.oracle`` runs every check in one process, in seconds, and stops at the first that
 fails. The answers come from ``torch.nn.functional.interpolate`` in float64 and from rational arithmetic.
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jpu_cuda import host, ops  # noqa: F401  ops defines torch.ops.jpu_cuda
+
+from . import pyramid_oracle
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -420,6 +422,9 @@ def wrong_arguments_are_refused() -> None:
         except RuntimeError as error:
             got = str(error)
         assert message in got, f"expected {message!r}, got {got[:200]!r}"
+
+
+CHECKS.update(pyramid_oracle.CHECKS)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,71 @@
+"""The oracle's checks of separable_pyramid: PyTorch in float64, over shapes that reach every path and tail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from pyramids import Pyramid, by_kernels, check_backward, check_forward, gradients_by_kernels
+
+# Each beyond a tile, a chunk or a vector on some axis, and not a multiple of it.
+CASES = (
+    Pyramid(2, (20, 8), 72, (9, 18), (1, 3), layout="channels_last", terms="images"),
+    Pyramid(1, (5, 9), 7, (11, 9), (2, 4), terms="channels"),
+    Pyramid(1, (72,), 16, (5, 6), (2,), layout="channels_last", terms="none", relu=False),
+    Pyramid(2, (3,), 5, (33, 18), (8,), layout="transposed"),
+    Pyramid(1, (9,), 3, (6, 40), (1, 16), layout="channels_last", terms="images"),
+)
+
+
+def pyramids_run_forward() -> None:
+    for case, dtype in zip(
+        CASES, (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float32), strict=True
+    ):
+        check_forward(replace(case, dtype=dtype))
+
+
+def pyramids_run_backward() -> None:
+    for case, dtype in zip(
+        CASES, (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float32), strict=True
+    ):
+        check_backward(replace(case, dtype=dtype))
+
+
+def pyramids_sum_in_two_levels() -> None:
+    """A sum that grows would swallow what is added last: 2^24 + 1 + ... + 1 in float32, chunk by chunk."""
+    case = Pyramid(1, (48,), 1, (1, 1), (1,), terms="none", relu=False, layout="channels_last")
+    arguments = case.arguments()
+    level, (depthwise,), (pointwise,) = arguments["levels"][0], arguments["depthwise"], arguments["pointwise"]
+    level.fill_(1)[0, 0] = 2.0**24
+    depthwise.zero_()[:, 1, 1] = 1
+    pointwise.fill_(1)
+    out = float(by_kernels(case, arguments))
+    # The first chunk's 15 ones are lost one by one; the others come as 16 each.
+    assert out == 2.0**24 + 32, f"expected 2^24 + 32, got 2^24 + {out - 2.0**24}"
+
+
+def pyramids_are_read_by_vectors() -> None:
+    from jpu_cuda import host
+
+    case = Pyramid(1, (32, 16), 32, (8, 16), (2,), torch.bfloat16, "channels_last")
+    with host.record() as launches:
+        gradients_by_kernels(case, case.arguments(), case.gradient())
+    forward, weight, inputs, level, _ = (launch.counters for launch in launches)
+    assert forward["global_writes"] == {16: 128 * 32 * 2 // 16}, forward["global_writes"]
+    assert set(level["global_writes"]) == {16}, level["global_writes"]
+    for counters in (forward, weight, inputs):
+        assert counters["global_reads"].get(16, 0) > 0
+        assert counters["bank_conflicts"] <= 0.08 * counters["shared_accesses"], counters
+    # Pointwise weights, gradients and outputs come by vectors alone: what is left are taps and terms.
+    assert set(inputs["global_reads"]) <= {4, 16}, inputs["global_reads"]
+
+
+CHECKS = {
+    function.__name__: function
+    for function in (
+        pyramids_run_forward,
+        pyramids_run_backward,
+        pyramids_sum_in_two_levels,
+        pyramids_are_read_by_vectors,
+    )
+}
