@@ -6,6 +6,7 @@ from .faults import Fault
 
 _FORWARD, _BACKWARD = "upsample_concat/forward.h", "upsample_concat/backward.h"
 _AXIS, _TILES = "upsample_concat/axis.h", "upsample_concat/tiles.h"
+_STRIDES = "device/strides.h"
 _CONFIG, _BINDING = "upsample_concat/config.h", "upsample_concat/binding.cpp"
 
 _SYNCHRONISATION = [
@@ -286,23 +287,23 @@ _TAPS = [
 _STRIDES = [
     Fault(
         "at-h-and-w-swapped",
-        _TILES,
+        _STRIDES,
         "h * stride.h + w * stride.w",
         "h * stride.w + w * stride.h",
         "Images are transposed.",
     ),
     Fault(
         "at-n-by-c",
-        _TILES,
+        _STRIDES,
         "n * stride.n + c * stride.c",
         "n * stride.c + c * stride.c",
         "Samples lie one channel apart.",
     ),
     Fault(
         "at-32-bits",
-        _TILES,
-        "(n * stride.n + c * stride.c + h * stride.h + w * stride.w)",
-        "static_cast<int32_t>(n * stride.n + c * stride.c + h * stride.h + w * stride.w)",
+        _STRIDES,
+        "return n * stride.n + c * stride.c + h * stride.h + w * stride.w;",
+        "return static_cast<int32_t>(n * stride.n + c * stride.c + h * stride.h + w * stride.w);",
         "Offsets beyond 2^31 elements wrap around.",
     ),
     Fault(
