@@ -70,6 +70,8 @@ inline bool suggests_channels_last(const Tensor& t) {
   return true;
 }
 
+inline std::string indexed(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+
 inline Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
 // Makes the tensor's device the current one, and says on which stream to launch.

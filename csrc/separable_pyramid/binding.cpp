@@ -57,7 +57,7 @@ Params describe(const Tensors& levels, const Tensors& depthwise, const Tensors& 
   int64_t channels = 0;
   for (size_t i = 0; i < levels.size(); ++i) {
     const Tensor& level = levels[i];
-    const std::string name = "levels[" + std::to_string(i) + "]";
+    const std::string name = indexed("levels", i);
     STD_TORCH_CHECK(level.dim() == 4, name, ": expected 4 dimensions [N, C, H, W], got ", level.dim());
     check_like(level, first, name, first.scalar_type());
     STD_TORCH_CHECK(level.size(0) == first.size(0) && level.size(2) == first.size(2) && level.size(3) == first.size(3),
@@ -80,13 +80,12 @@ Params describe(const Tensors& levels, const Tensors& depthwise, const Tensors& 
   STD_TORCH_CHECK(first.size(2) >= 1 && first.size(3) >= 1 && first.size(2) * first.size(3) <= INT32_MAX,
                   "levels: expected 1 to 2147483647 pixels, got ", shape_of(first));
   for (size_t i = 0; i < branches; ++i) {
-    const std::string index = "[" + std::to_string(i) + "]";
-    STD_TORCH_CHECK(dilations[i] >= 1 && dilations[i] <= kMaxDilation, "dilations", index, ": expected 1 to ",
+    STD_TORCH_CHECK(dilations[i] >= 1 && dilations[i] <= kMaxDilation, indexed("dilations", i), ": expected 1 to ",
                     kMaxDilation, ", got ", dilations[i]);
-    check_like(depthwise[i], first, "depthwise_weight" + index, first.scalar_type());
-    check_like(pointwise[i], first, "pointwise_weight" + index, first.scalar_type());
-    check_shape(depthwise[i], {channels, 3, 3}, "depthwise_weight" + index);
-    check_shape(pointwise[i], {outputs, channels}, "pointwise_weight" + index);
+    check_like(depthwise[i], first, indexed("depthwise_weight", i), first.scalar_type());
+    check_like(pointwise[i], first, indexed("pointwise_weight", i), first.scalar_type());
+    check_shape(depthwise[i], {channels, 3, 3}, indexed("depthwise_weight", i));
+    check_shape(pointwise[i], {outputs, channels}, indexed("pointwise_weight", i));
     p.branch[i].depthwise = depthwise[i].data_ptr();
     p.branch[i].pointwise = pointwise[i].data_ptr();
     p.branch[i].dilation = static_cast<int32_t>(dilations[i]);

@@ -21,8 +21,6 @@ void check_image(const Tensor& t, const Tensor& like, const char* name, size_t i
                   "]: expected at most 2147483647 samples and channels");
 }
 
-std::string indexed(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
-
 void check_size(int64_t height, int64_t width, const std::string& name) {
   STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kMaxSize && width <= kMaxSize, name,
                   ": expected height and width from 1 to ", kMaxSize, ", got ", height, " and ", width);
