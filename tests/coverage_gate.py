@@ -23,7 +23,12 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 LEAST = 0.95
 # Kernels of the product, and those of the tests, which alone use some headers so far.
-TEST_FILES = ("test_upsample_concat.py", "test_separable_pyramid.py", "test_upsample_concat_limits.py", "test_host_runtime.py")
+TEST_FILES = (
+    "test_upsample_concat.py",
+    "test_separable_pyramid.py",
+    "test_upsample_concat_limits.py",
+    "test_host_runtime.py",
+)
 
 # True of a GPU's compiler, or of a binding for CUDA tensors.
 _GPU = re.compile(r"(!?)\s*(?:JPU_CUDA|defined\s*\(?\s*(?:__CUDACC__|USE_CUDA)\s*\)?)")

@@ -7,6 +7,8 @@ from dataclasses import replace
 import torch
 from pyramids import Pyramid, by_kernels, check_backward, check_forward, gradients_by_kernels
 
+from jpu_cuda import host
+
 # Each beyond a tile, a chunk or a vector on some axis, and not a multiple of it.
 CASES = (
     Pyramid(2, (20, 8), 72, (9, 18), (1, 3), layout="channels_last", terms="images"),
@@ -45,8 +47,8 @@ def pyramids_sum_in_two_levels() -> None:
 
 
 def pyramids_are_read_by_vectors() -> None:
-    from jpu_cuda import host
-
+    if host._CHECK == "address":  # which counts nothing
+        return
     case = Pyramid(1, (32, 16), 32, (8, 16), (2,), torch.bfloat16, "channels_last")
     with host.record() as launches:
         gradients_by_kernels(case, case.arguments(), case.gradient())
