@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "device/strides.h"
+#include "tensor/strides.h"
 #include "separable_pyramid/config.h"
 
 namespace jpu::separable_pyramid {

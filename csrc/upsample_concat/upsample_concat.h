@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "device/strides.h"
+#include "tensor/strides.h"
 #include "upsample_concat/config.h"
 
 namespace jpu::upsample_concat {

@@ -65,7 +65,7 @@ def make(seed: int) -> dict[str, Case]:
     cases = [
         *_indices(seed),
         *(case for name in ("load", "store") for case in _moves(seed, name, vector=False)),
-        *(case for name in ("load_vector", "store_vector") for case in _moves(seed, name, vector=True)),
+        *(case for name in ("load_vector", "read_vector", "store_vector") for case in _moves(seed, name, vector=True)),
         *(_widen(seed, dtype) for dtype in BITS),
         *(_narrow(seed, dtype) for dtype in BITS),
         *(_multiply_add(seed, dtype) for dtype in ("double", "float")),

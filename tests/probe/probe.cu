@@ -115,6 +115,16 @@ struct LoadVector {
 };
 
 template <class T>
+struct ReadVector {
+  using Input = Vector<T>;
+  using Output = Vector<T>;
+  static JPU_DEVICE void apply(const Input* input, Output* output) {
+    const Vector<T> value = read_vector(input->at);
+    for (int i = 0; i < Vector<T>::kSize; ++i) output->at[i] = value.at[i];
+  }
+};
+
+template <class T>
 struct StoreVector {
   using Input = Vector<T>;
   using Output = Vector<T>;
@@ -326,6 +336,7 @@ const std::vector<Case> all = {
     JPU_FOR_DTYPES("load", Load),
     JPU_FOR_DTYPES("store", Store),
     JPU_FOR_DTYPES("load_vector", LoadVector),
+    JPU_FOR_DTYPES("read_vector", ReadVector),
     JPU_FOR_DTYPES("store_vector", StoreVector),
     of<SharedMemory>("shared_memory"),
     JPU_FOR_DTYPES("widen", Widen),
