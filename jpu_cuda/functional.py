@@ -101,10 +101,12 @@ def separable_pyramid(
         relu: whether to end with ReLU.
 
     Returns:
-        [N, D·O, H, W].
+        [N, D·O, H, W] in the dtype of the levels, channels_last if all of them are. Kernels take up to 8 levels and 8
+        dilations of at most 16; what exceeds that, second derivatives and forward mode are PyTorch's.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; the message says expected and got.
+        BackendUnavailableError: a backend was asked for by name that cannot serve these tensors.
     """
     check_levels(levels)
     first = levels[0]

@@ -1,7 +1,13 @@
 """Settings of every test run."""
 
+from collections.abc import Iterator
+from types import ModuleType
+
 import pytest
 import torch
+from faulty_kernels import SCHEDULES
+
+from jpu_cuda import host
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,3 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def library() -> ModuleType:
+    """The deliberately broken kernels, and right ones beside them."""
+    return host.load_module(host.build(faulty=True))
+
+
+@pytest.fixture(params=SCHEDULES, ids=lambda s: f"seed{s[0]}-{'late' if s[1] else 'early'}")
+def scheduled(request: pytest.FixtureRequest, library: ModuleType) -> Iterator[ModuleType]:
+    """The same, in each order of threads and with copies that are late or early."""
+    seed, late = request.param
+    with host.schedule(seed, late=late, module=library):
+        yield library

@@ -19,6 +19,7 @@ from pyramids import (
 )
 from strategies import needs_host
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from jpu_cuda import BackendUnavailableError, functional, host, use_backend
 
@@ -243,6 +244,72 @@ def test_the_derivative_refuses_to_be_differentiated_by_itself() -> None:
     lists = [[t.requires_grad_() for t in a["levels"]], a["depthwise"], a["pointwise"]]
     with pytest.raises(RuntimeError, match="differentiate separable_pyramid twice, which works"):
         torch.ops.jpu_cuda.separable_pyramid_backward(*lists, [1, 2], *a["terms"], out, out, [1] * 8)
+
+
+# --- PyTorch's machinery -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_opcheck(layout: str, requires_grad: bool) -> None:
+    case = replace(CASES["odd channels and sizes"], layout=layout, terms="images")
+    a = case.arguments()
+    lists = [[t.requires_grad_(requires_grad) for t in a[name]] for name in ("levels", "depthwise", "pointwise")]
+    torch.library.opcheck(torch.ops.jpu_cuda.separable_pyramid, (*lists, [1, 2], *a["terms"], True))
+    if not requires_grad:
+        out = by_kernels(case, a)
+        arguments = (*lists, [1, 2], *a["terms"], case.gradient(), out, [1, 0, 1, 1, 0, 1, 1, 1])
+        torch.library.opcheck(torch.ops.jpu_cuda.separable_pyramid_backward, arguments)
+
+
+class Branches(torch.nn.Module):
+    def __init__(self, case: Pyramid) -> None:
+        super().__init__()
+        self.case = case
+        a = case.arguments()
+        self.depthwise, self.pointwise = (torch.nn.Parameter(torch.stack(a[k])) for k in ("depthwise", "pointwise"))
+
+    def forward(self, *levels: Tensor) -> Tensor:
+        return functional.separable_pyramid(levels, self.depthwise, self.pointwise, self.case.dilations)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_equals_eager(backend: str) -> None:
+    case = CASES["odd channels, channels last"]
+    module, levels = Branches(case), case.arguments()["levels"]
+    with use_backend("host"):
+        expected = module(*levels)
+        wanted = torch.autograd.grad(expected, [*module.parameters()], case.gradient())
+        with host.record() as launches:
+            out = torch.compile(module, fullgraph=True, backend=backend)(*levels)
+        got = torch.autograd.grad(out, [*module.parameters()], case.gradient())
+    assert [launch.kernel for launch in launches] == ["separable_pyramid forward"]
+    assert out.stride() == expected.stride()
+    assert torch.equal(out, expected)
+    assert all(map(torch.equal, got, wanted))
+
+
+def test_an_export_holds_the_operator_or_plain_ones() -> None:
+    case = CASES["odd channels and sizes"]
+    module, levels = Branches(case), tuple(case.arguments()["levels"])
+    for backend, expected in (("host", True), ("reference", False)):
+        with use_backend(backend):
+            program = torch.export.export(module, levels)
+        names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert ("jpu_cuda.separable_pyramid.default" in names) == expected
+        torch.testing.assert_close(program.module()(*levels), module(*levels), rtol=1e-5, atol=1e-5)
+
+
+def test_multiply_adds_are_counted() -> None:
+    case = Pyramid(2, (3, 5), 4, (6, 7), (1, 2), terms="none")
+    with FlopCounterMode(display=False) as counter:
+        gradients_by_kernels(case, case.arguments(), case.gradient())
+    with FlopCounterMode(display=False) as once:
+        by_kernels(case, case.arguments())
+    forward = 2 * (9 * 8 + 8 * 4) * 2 * 2 * 6 * 7
+    assert once.get_total_flops() == forward
+    # The operand is computed anew for the weights' gradient; levels and taps have a depthwise pass each.
+    assert counter.get_total_flops() == 2 * forward + 2 * (2 * 9 * 8 + 8 * 4) * 2 * 2 * 6 * 7
 
 
 # --- the function of this package ------------------------------------------------------------------------

@@ -220,7 +220,10 @@ def test_batched_gradients_equal_single_ones() -> None:
             torch.testing.assert_close(got[i], expected, rtol=1e-13, atol=1e-13)
     jacobian = torch.autograd.functional.jacobian
     level = inputs[1].detach()
-    resized = lambda x: functional.upsample([inputs[0].detach(), x], True)[1]  # noqa: E731
+
+    def resized(x: Tensor) -> Tensor:
+        return functional.upsample([inputs[0].detach(), x], True)[1]
+
     torch.testing.assert_close(jacobian(resized, level, vectorize=True), jacobian(resized, level), rtol=1e-13, atol=0)
 
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "device/numeric_types.h"
-#include "tensor/strides.h"
+#include "common/strides.h"
 
 #if defined(USE_CUDA)
 #define JPU_DISPATCH_KEY CUDA

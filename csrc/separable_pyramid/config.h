@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "device/target.h"
+#include "common/integers.h"
 
 namespace jpu::separable_pyramid {
 
@@ -76,9 +76,9 @@ struct Tiling {
 };
 
 constexpr Tiling tiling(Shape shape, int dilation, int height, int width) {
-  const auto ceil = [](int a, int b) { return a / b + (a % b != 0); };
-  return {shape, ceil(dilation * dilation, shape.classes), ceil(ceil(height, dilation), shape.height),
-          ceil(ceil(width, dilation), shape.width)};
+  return {shape, ceil_divide(dilation * dilation, shape.classes),
+          ceil_divide(ceil_divide(height, dilation), shape.height),
+          ceil_divide(ceil_divide(width, dilation), shape.width)};
 }
 
 // The one that wastes the fewest slots on pixels that the image does not have.

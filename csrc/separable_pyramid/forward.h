@@ -113,17 +113,11 @@ pyramid_forward(JPU_PARAMS Params p) {
   constexpr int kSize = kChunk<sizeof(T)>;
   ForwardShared<T>& shared = shared_memory<ForwardShared<T>>();
 
-  int index = 0;
-  while (index + 1 < p.branches && block_index() >= p.branch[index + 1].first_block) ++index;
+  const Work work = work_of_block(p, &Branch::first_block, p.output_tiles);
+  const int index = work.branch, image = work.image, first_output = work.share * kColumns;
   const Branch& branch = p.branch[index];
-  // Blocks that share a patch are neighbours.
-  uint32_t rest = block_index() - branch.first_block;
-  const int first_output = static_cast<int>(rest % p.output_tiles) * kColumns;
-  rest /= p.output_tiles;
-  const uint32_t tiles = static_cast<uint32_t>(branch.tiling.tiles());
-  const int image = static_cast<int>(rest / tiles);
   const Shape& shape = branch.tiling.shape;
-  place_patch(p, branch.dilation, shape, tile_at(branch.tiling, static_cast<int32_t>(rest % tiles)), shared.patch);
+  place_patch(p, branch.dilation, shape, tile_at(branch.tiling, work.tile), shared.patch);
   block_barrier();
   A total[4][8] = {};
   Chunk chunk = chunk_at<kSize>(p, 0, 0);

@@ -53,6 +53,4 @@ JPU_DEVICE void load_gradient(const GradientParams& g, int index, int image, con
   }
 }
 
-JPU_HOST_DEVICE int ceil_divide(int a, int b) { return a / b + (a % b != 0); }
-
 }  // namespace jpu::separable_pyramid

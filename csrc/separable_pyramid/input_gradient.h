@@ -131,15 +131,10 @@ pyramid_input_gradient(JPU_PARAMS GradientParams g) {
   InputShared<T>& shared = shared_memory<InputShared<T>>();
   const Params& p = g.forward;
 
-  int index = 0;
-  while (index + 1 < p.branches && block_index() >= p.branch[index + 1].first_input_block) ++index;
+  const Work work = work_of_block(p, &Branch::first_input_block, g.input_channel_tiles);
+  const int index = work.branch, image = g.first_image + work.image, first_chunk = work.share * kChunks;
   const Branch& branch = p.branch[index];
-  uint32_t rest = block_index() - branch.first_input_block;
-  const int first_chunk = static_cast<int>(rest % g.input_channel_tiles) * kChunks;
-  rest /= g.input_channel_tiles;
-  const uint32_t tiles = static_cast<uint32_t>(branch.tiling.tiles());
-  const int image = g.first_image + static_cast<int>(rest / tiles);
-  const Tile tile = tile_at(branch.tiling, static_cast<int32_t>(rest % tiles));
+  const Tile tile = tile_at(branch.tiling, work.tile);
 
   A total[4][8] = {};
   for (int first_output = 0; first_output < p.outputs; first_output += kDepth<T>) {
@@ -166,7 +161,7 @@ pyramid_input_gradient(JPU_PARAMS GradientParams g) {
     wait_copies<0>();
     block_barrier();
     // Terms lie tile by tile: [D][N · tiles][kTerms][C].
-    finish_chunk(g, index, image, chunk, branch.first_tile + int64_t{image} * tiles + rest % tiles, shared);
+    finish_chunk(g, index, image, chunk, branch.first_tile + int64_t{image} * branch.tiling.tiles() + work.tile, shared);
   }
 }
 

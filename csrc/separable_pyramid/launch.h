@@ -26,7 +26,7 @@ int64_t plan(Params& p) {
   }
   p.output_vectors = p.outputs % V == 0 && channels_in_vectors<T>(p.output, p.output_stride);
   p.pointwise_vectors = whole;
-  p.output_tiles = p.outputs / kColumns + (p.outputs % kColumns != 0);
+  p.output_tiles = ceil_divide(p.outputs, kColumns);
   int64_t blocks = 0;
   for (int i = 0; i < p.branches; ++i) {
     Branch& branch = p.branch[i];

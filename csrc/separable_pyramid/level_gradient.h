@@ -59,8 +59,7 @@ pyramid_level_gradient(JPU_PARAMS GradientParams g) {
   LevelShared<T>& shared = shared_memory<LevelShared<T>>();
   const Params& p = g.forward;
 
-  int which = 0;
-  while (which + 1 < p.levels && block_index() >= g.level[which + 1].first_block) ++which;
+  const int which = entry_of_block(g.level, p.levels, &LevelGradient::first_block);
   const LevelGradient& target = g.level[which];
   const int group = level_channels<T>(target.vectors);
   uint32_t rest = block_index() - target.first_block;

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "tensor/strides.h"
+#include "common/strides.h"
 #include "separable_pyramid/config.h"
 
 namespace jpu::separable_pyramid {

@@ -1,12 +1,11 @@
 // A block's pixels: which class, row and column each slot of a tile stands for.
 #pragma once
 
-#include "device/thread.h"
+#include "common/blocks.h"
+#include "common/integers.h"
 #include "separable_pyramid/separable_pyramid.h"
 
 namespace jpu::separable_pyramid {
-
-JPU_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
 struct Pixel {
   int y, x;
@@ -51,6 +50,26 @@ JPU_DEVICE Pixel pixel_of_patch(const Params& p, int dilation, const Shape& shap
   return result;
 }
 
+// What a block of the passes over pixels works on.
+struct Work {
+  int branch, image;
+  int share;     // of so many that split a tile's channels or outputs
+  int32_t tile;  // of the image
+};
+
+// Blocks that split a tile are neighbours, since they read the same pixels.
+JPU_DEVICE Work work_of_block(const Params& p, uint32_t Branch::*first, int shares) {
+  Work work;
+  work.branch = entry_of_block(p.branch, p.branches, first);
+  uint32_t rest = block_index() - p.branch[work.branch].*first;
+  work.share = static_cast<int>(rest % shares);
+  rest /= shares;
+  const uint32_t tiles = static_cast<uint32_t>(p.branch[work.branch].tiling.tiles());
+  work.image = static_cast<int>(rest / tiles);
+  work.tile = static_cast<int32_t>(rest % tiles);
+  return work;
+}
+
 // A run of channels that lie in one level.
 struct Chunk {
   int level, channel;  // its first channel, within the level
@@ -72,7 +91,7 @@ template <int Size>
 JPU_DEVICE Chunk nth_chunk(const Params& p, int n) {
   int level = 0;
   for (; level < p.levels; ++level) {
-    const int chunks = (p.level[level].channels + Size - 1) / Size;
+    const int chunks = ceil_divide(p.level[level].channels, Size);
     if (n < chunks) break;
     n -= chunks;
   }

@@ -48,7 +48,6 @@ inline Inverse inverse_of(const Axis& axis) {
 template <class T>
 int64_t plan(Params& p, Direction direction) {
   constexpr int V = Vector<T>::kSize;
-  const auto tiles = [](int64_t size, int tile) { return static_cast<int32_t>((size + tile - 1) / tile); };
   int64_t blocks = 0;
   for (int i = 0; i < p.levels; ++i) {
     Level& level = p.level[i];
@@ -58,9 +57,9 @@ int64_t plan(Params& p, Direction direction) {
     level.staging = choose_staging<T>(p, level);
     const bool forward = direction == Direction::kForward;
     const Tile tile = forward ? forward_tile<V>(level.path) : backward_tile<V>(level.path);
-    level.tiles_c = tiles(level.channels, tile.channels);
-    level.tiles_h = tiles(forward ? p.height : level.height, tile.height);
-    level.tiles_w = tiles(forward ? p.width : level.width, tile.width);
+    level.tiles_c = ceil_divide(level.channels, tile.channels);
+    level.tiles_h = ceil_divide(forward ? p.height : level.height, tile.height);
+    level.tiles_w = ceil_divide(forward ? p.width : level.width, tile.width);
     level.first_block = static_cast<uint32_t>(blocks);
     blocks += static_cast<int64_t>(p.batch) * level.tiles_c * level.tiles_h * level.tiles_w;
     if (blocks > INT32_MAX) break;  // launch() refuses them

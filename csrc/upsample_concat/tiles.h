@@ -1,7 +1,8 @@
 // Which level and tile a block works on.
 #pragma once
 
-#include "device/thread.h"
+#include "common/blocks.h"
+#include "common/integers.h"
 #include "upsample_concat/upsample_concat.h"
 
 namespace jpu::upsample_concat {
@@ -13,12 +14,10 @@ struct Place {
 
 template <class TileOf>
 JPU_DEVICE Place locate(const Params& p, TileOf tile_of) {
-  const uint32_t block = block_index();
-  int level = 0;
-  while (level + 1 < p.levels && block >= p.level[level + 1].first_block) ++level;
+  const int level = entry_of_block(p.level, p.levels, &Level::first_block);
   const Level& l = p.level[level];
   const Tile tile = tile_of(l.path);
-  uint32_t rest = block - l.first_block;
+  uint32_t rest = block_index() - l.first_block;
   Place place;
   place.level = level;
   place.w = static_cast<int>(rest % l.tiles_w) * tile.width;
@@ -29,7 +28,5 @@ JPU_DEVICE Place locate(const Params& p, TileOf tile_of) {
   place.n = static_cast<int>(rest / l.tiles_c);
   return place;
 }
-
-JPU_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
 }  // namespace jpu::upsample_concat

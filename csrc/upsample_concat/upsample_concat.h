@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "tensor/strides.h"
+#include "common/strides.h"
 #include "upsample_concat/config.h"
 
 namespace jpu::upsample_concat {

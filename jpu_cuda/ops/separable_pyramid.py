@@ -149,10 +149,17 @@ def _reference_backward(
     # Called below autograd, which is needed here.
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
         found = _differentiable(tensors, count, dilations, output is not None, gradient, wanted)
-    parts = found[:count], found[count : count + branches], found[count + branches : count + 2 * branches]
-    stacked = [torch.stack(part) for part in parts[1:] if part[0] is not None]  # type: ignore[arg-type]
-    terms_found = [g for g in found[count + 2 * branches :] if g is not None]
-    return [*(g for g in parts[0] if g is not None), *stacked, *terms_found]
+    level_parts, depthwise, pointwise, term_parts = (
+        [gradient for gradient in part if gradient is not None]
+        for part in (
+            found[:count],
+            found[count : count + branches],
+            found[count + branches : count + 2 * branches],
+            found[count + 2 * branches :],
+        )
+    )
+    stacked = [torch.stack(part) for part in (depthwise, pointwise) if part]
+    return [*level_parts, *stacked, *term_parts]
 
 
 def _autograd(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Tensor:
@@ -183,7 +190,10 @@ register_reference("separable_pyramid_backward", _reference_backward)
 def _autocast(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Any:
     """As PyTorch's convolutions: everything but float64 becomes autocast's dtype, and terms stay as they are."""
     dtype = torch.get_autocast_dtype(levels[0].device.type)
-    cast = lambda tensors: [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]  # noqa: E731
+
+    def cast(tensors: list[Tensor]) -> list[Tensor]:
+        return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
     return cast(levels), cast(depthwise), cast(pointwise), *rest
 
 

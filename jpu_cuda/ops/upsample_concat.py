@@ -124,12 +124,9 @@ def _filled(tangents: Sequence[Tensor | None], shapes: Sequence[torch.Size]) -> 
 
 def _each(function: Callable[[list[Tensor]], list[Tensor]], tensors: Sequence[Tensor | None]) -> Gradients:
     """Applies a function of several tensors to those that are there, in one call; the others cost nothing."""
-    there = [i for i, tensor in enumerate(tensors) if tensor is not None]
-    results: list[Tensor | None] = [None] * len(tensors)
-    if there:
-        for i, result in zip(there, function([tensors[i] for i in there]), strict=True):  # type: ignore[misc]
-            results[i] = result
-    return tuple(results)
+    there = [tensor for tensor in tensors if tensor is not None]
+    found = iter(function(there) if there else ())
+    return tuple(None if tensor is None else next(found) for tensor in tensors)
 
 
 def _upsample(levels: list[Tensor], height: int, width: int, align_corners: bool) -> list[Tensor]:

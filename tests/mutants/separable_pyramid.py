@@ -22,15 +22,15 @@ FAULTS = [
     Fault(
         "pyramid-groups-floored",
         _CONFIG,
-        "ceil(dilation * dilation, shape.classes)",
+        "ceil_divide(dilation * dilation, shape.classes)",
         "dilation * dilation / shape.classes",
         "Classes that fill no whole group are left out.",
     ),
     Fault(
         "pyramid-rows-floored",
         _CONFIG,
-        "ceil(ceil(height, dilation), shape.height)",
-        "ceil(height / dilation, shape.height)",
+        "ceil_divide(ceil_divide(height, dilation), shape.height)",
+        "ceil_divide(height / dilation, shape.height)",
         "The classes with a row more lose it.",
     ),
     Fault(
@@ -375,7 +375,7 @@ FAULTS = [
     Fault(
         "pyramid-plan-half-a-tile",
         _LAUNCH,
-        "p.outputs / kColumns + (p.outputs % kColumns != 0)",
+        "ceil_divide(p.outputs, kColumns)",
         "p.outputs / kColumns + (p.outputs < kColumns)",
         "Outputs past the last whole tile are left out.",
     ),

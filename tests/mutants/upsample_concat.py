@@ -15,6 +15,7 @@ from .upsample_concat_staging import FAULTS as _STAGING
 
 _FORWARD, _BACKWARD = "upsample_concat/forward.h", "upsample_concat/backward.h"
 _AXIS, _TILES = "upsample_concat/axis.h", "upsample_concat/tiles.h"
+_BLOCKS, _INTEGERS = "common/blocks.h", "common/integers.h"
 _LAUNCH, _BINDING = "upsample_concat/launch.h", "upsample_concat/binding.cpp"
 
 _WEIGHTS = [
@@ -232,16 +233,16 @@ _PATHS = [
 _PLAN = [
     Fault(
         "locate-level-late",
-        _TILES,
-        "block >= p.level[level + 1].first_block",
-        "block > p.level[level + 1].first_block",
+        _BLOCKS,
+        "block_index() >= entries[index + 1].*first",
+        "block_index() > entries[index + 1].*first",
         "A level's first block works on the level before.",
     ),
     Fault(
         "locate-last-level",
-        _TILES,
-        "level + 1 < p.levels &&",
-        "level + 2 < p.levels &&",
+        _BLOCKS,
+        "index + 1 < count",
+        "index + 2 < count",
         "Blocks of the last level work on the one before.",
     ),
     Fault("locate-tiles-swapped", _TILES, "rest /= l.tiles_w;", "rest /= l.tiles_h;", "Rows of tiles are miscounted."),
@@ -254,9 +255,9 @@ _PLAN = [
     ),
     Fault(
         "plan-tiles-rounded-down",
-        _LAUNCH,
-        "(size + tile - 1) / tile",
-        "size / tile",
+        _INTEGERS,
+        "a / b + (a % b != 0)",
+        "a / b",
         "What does not fill a tile is not computed.",
     ),
     Fault(

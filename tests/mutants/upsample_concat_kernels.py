@@ -6,7 +6,7 @@ from .faults import Fault
 
 _FORWARD, _BACKWARD = "upsample_concat/forward.h", "upsample_concat/backward.h"
 _AXIS, _TILES = "upsample_concat/axis.h", "upsample_concat/tiles.h"
-_STRIDES = "tensor/strides.h"
+_STRIDES = "common/strides.h"
 _CONFIG, _BINDING = "upsample_concat/config.h", "upsample_concat/binding.cpp"
 
 _SYNCHRONISATION = [
