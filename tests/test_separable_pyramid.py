@@ -238,6 +238,26 @@ def test_the_operator_says_what_is_wrong(changes: dict[str, Any], message: str) 
     assert call()().shape == (1, 6, 4, 5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": [(1, 2, 4, 5), (1, 1, 4, 6)]}, r"levels\[1\]: expected batch size and size of levels\[0\]"),
+        ({"depthwise": [(3, 3, 3), (4, 3, 3)]}, r"depthwise_weight\[1\]: expected shape \(3, 3, 3\), got \(4, 3, 3\)"),
+        ({"pointwise": [(3, 3), (2, 3)]}, r"pointwise_weight\[1\]: expected shape \(3, 3\), got \(2, 3\)"),
+    ],
+)
+def test_the_fake_kernel_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "levels": [(1, 2, 4, 5), (1, 1, 4, 5)],
+        "depthwise": [(3, 3, 3)] * 2,
+        "pointwise": [(3, 3)] * 2,
+        **changes,
+    }
+    lists = [[torch.empty(shape, device="meta") for shape in value] for value in shapes.values()]
+    with pytest.raises(ValueError, match=message):
+        torch.ops.jpu_cuda.separable_pyramid(*lists, [1, 2], None, None, None, None, True)
+
+
 def test_the_derivative_refuses_to_be_differentiated_by_itself() -> None:
     a = WEIGHTED.arguments()
     out = call()()

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "device/numeric_types.h"
 #include "common/strides.h"
+#include "device/numeric_types.h"
 
 #if defined(USE_CUDA)
 #define JPU_DISPATCH_KEY CUDA
@@ -71,6 +71,12 @@ inline bool suggests_channels_last(const Tensor& t) {
 }
 
 inline std::string indexed(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+
+inline void check_device(const Tensor& t, const Tensor& like, const std::string& name, const std::string& whose) {
+  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
+                  ": expected the device of ", whose, ", index ", like.get_device_index(), ", got index ",
+                  t.get_device_index());
+}
 
 inline Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 

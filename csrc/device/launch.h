@@ -14,7 +14,7 @@ struct Grid {
   int threads;
 };
 
-constexpr int kMaxThreads = 1024;   // a block's, on every GPU
+constexpr int kMaxThreads = 1024;     // a block's, on every GPU
 constexpr int kMaxParamBytes = 4096;  // a kernel's, on every GPU
 
 // Args:

@@ -20,9 +20,7 @@ std::string shape_of(const Tensor& t) {
 
 void check_like(const Tensor& t, const Tensor& like, const std::string& name, ScalarType dtype) {
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", t.scalar_type());
-  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
-                  ": expected the device of levels[0], index ", like.get_device_index(), ", got index ",
-                  t.get_device_index());
+  check_device(t, like, name, "levels[0]");
 }
 
 void check_shape(const Tensor& t, const std::vector<int64_t>& expected, const std::string& name) {

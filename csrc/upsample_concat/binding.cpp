@@ -13,9 +13,7 @@ void check_image(const Tensor& t, const Tensor& like, const char* name, size_t i
   STD_TORCH_CHECK(t.dim() == 4, name, "[", i, "]: expected 4 dimensions [N, C, H, W], got ", t.dim());
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, "[", i, "]: expected dtype ", like.scalar_type(),
                   " as ", name, "[0], got ", t.scalar_type());
-  STD_TORCH_CHECK(t.get_device_index() == like.get_device_index() && t.is_cuda() == like.is_cuda(), name, "[", i,
-                  "]: expected the device of ", name, "[0], index ", like.get_device_index(), ", got index ",
-                  t.get_device_index());
+  check_device(t, like, indexed(name, i), indexed(name, 0));
   STD_TORCH_CHECK(t.size(0) == like.size(0), name, "[", i, "]: expected batch size ", like.size(0), ", got ", t.size(0));
   STD_TORCH_CHECK(t.size(1) <= INT32_MAX && t.size(0) <= INT32_MAX, name, "[", i,
                   "]: expected at most 2147483647 samples and channels");

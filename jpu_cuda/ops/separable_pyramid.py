@@ -200,9 +200,28 @@ def _autocast(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Ten
 register_autocast("separable_pyramid", _autocast)
 
 
+def _check(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor]) -> None:
+    """What the binding checks, for fake kernels; dilations and terms are left to it."""
+    check_images("levels", levels)
+    for i, level in enumerate(levels):
+        if level.shape[2:] != levels[0].shape[2:]:
+            expected, got = tuple(levels[0].shape), tuple(level.shape)
+            raise ValueError(f"levels[{i}]: expected batch size and size of levels[0], {expected}, got {got}")
+    channels, outputs = sum(level.shape[1] for level in levels), pointwise[0].shape[0]
+    for name, weights, shape in (
+        ("depthwise_weight", depthwise, (channels, 3, 3)),
+        ("pointwise_weight", pointwise, (outputs, channels)),
+    ):
+        for i, weight in enumerate(weights):
+            if tuple(weight.shape) != shape:
+                raise ValueError(f"{name}[{i}]: expected shape {shape}, got {tuple(weight.shape)}")
+            if weight.dtype != levels[0].dtype:
+                raise ValueError(f"{name}[{i}]: expected dtype {levels[0].dtype}, got {weight.dtype}")
+
+
 @register_fake("separable_pyramid")
 def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Tensor:
-    check_images("levels", levels)
+    _check(levels, depthwise, pointwise)
     first = levels[0]
     return empty_image(first, len(depthwise) * pointwise[0].shape[0], first.shape[2], first.shape[3], levels)
 
@@ -210,7 +229,7 @@ def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *r
 @register_fake("separable_pyramid_backward")
 def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> list[Tensor]:
     _, *terms, _gradient, _output, needed = rest
-    check_images("levels", levels)
+    _check(levels, depthwise, pointwise)
     count = len(levels)
     results = [
         empty_image(x, x.shape[1], x.shape[2], x.shape[3], [x])
