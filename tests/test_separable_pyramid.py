@@ -198,12 +198,12 @@ def test_nan_and_infinity_stay_where_they_belong() -> None:
     assert torch.equal(out.isnan(), spoilt)
 
 
-WEIGHTED = Pyramid(1, (2, 1), 3, (4, 5), (1, 2))
+SMALL = Pyramid(1, (2, 1), 3, (4, 5), (1, 2))
 
 
 def call(**changes: Any) -> Callable[[], Tensor]:
     """A call of the operator with some arguments replaced."""
-    a = WEIGHTED.arguments()
+    a = SMALL.arguments()
     names = ("levels", "depthwise", "pointwise", "dilations", "scale", "shift", "out_scale", "out_shift", "relu")
     values = [a["levels"], a["depthwise"], a["pointwise"], [1, 2], *a["terms"], True]
     arguments = {**dict(zip(names, values, strict=True)), **changes}
@@ -259,7 +259,7 @@ def test_the_fake_kernel_says_what_is_wrong(changes: dict[str, Any], message: st
 
 
 def test_the_derivative_refuses_to_be_differentiated_by_itself() -> None:
-    a = WEIGHTED.arguments()
+    a = SMALL.arguments()
     out = call()()
     lists = [[t.requires_grad_() for t in a["levels"]], a["depthwise"], a["pointwise"]]
     with pytest.raises(RuntimeError, match="differentiate separable_pyramid twice, which works"):

@@ -21,7 +21,7 @@ constexpr int kWeightPixels = 64;
 template <int SumBytes>
 constexpr int kWeightSide = 256 / SumBytes;
 
-// 64 bytes of channels a pixel: two sectors, and shared memory for the largest patch below.
+// 64 bytes of channels a pixel: two whole sectors, and no more than leaves room for the largest patch below.
 template <int ElementBytes>
 constexpr int kChunk = 64 / ElementBytes;
 

@@ -24,7 +24,7 @@ struct InputShared {
     Operands operands;
     Patch<T, kPixels> patch;  // once the product is there
   };
-  Operand<Accumulate<T>, kChunk<sizeof(T)>, kPixels> normalised;  // dh, [channel][pixel]
+  Operand<Accumulate<T>, kChunk<sizeof(T)>, kPixels> operand;  // dh, the derivative of the forward product's, [channel][pixel]
   Accumulate<T> part[kTermsAtOnce][kThreads];
 };
 
@@ -90,7 +90,7 @@ JPU_DEVICE void finish_chunk(const GradientParams& g, int index, int image, cons
     if (g.terms != nullptr) read_windows(shared.patch, shape, run.window, level.vectors, rows);
     Vector<A> gradients[kRun / Vector<A>::kSize];
     JPU_UNROLL for (int x = 0; x < kRun; x += Vector<A>::kSize) {
-      gradients[x / Vector<A>::kSize] = read_vector(shared.normalised.at(own, run.slot + x));
+      gradients[x / Vector<A>::kSize] = read_vector(shared.operand.at(own, run.slot + x));
     }
     JPU_UNROLL for (int x = 0; x < kRun; ++x) {
       const A dh = gradients[x / Vector<A>::kSize].at[x % Vector<A>::kSize];
@@ -155,7 +155,7 @@ pyramid_input_gradient(JPU_PARAMS GradientParams g) {
       JPU_UNROLL for (int i = 0; i < S::kRows; i += S::kSize) {
         Vector<A> part;
         JPU_UNROLL for (int v = 0; v < S::kSize; ++v) part.at[v] = total[i + v][column];
-        store_vector(shared.normalised.at(S::column(column) % kSize, S::row(i)), part);
+        store_vector(shared.operand.at(S::column(column) % kSize, S::row(i)), part);
       }
     }
     wait_copies<0>();

@@ -39,9 +39,8 @@ int64_t plan(Params& p) {
   return blocks;
 }
 
-// An [N, C, H, W] of which a branch's weights and a term of the affine maps are special cases.
-inline Buffer contiguous(const char* name, const void* data, int64_t element_bytes, int64_t rows, int64_t columns) {
-  return {name, data, element_bytes, {1, 1, rows, columns}, {0, 0, columns, 1}, Access::kRead};
+inline Buffer contiguous(const char* name, const void* data, int64_t element_bytes, int64_t count, Access access) {
+  return {name, data, element_bytes, {1, 1, 1, count}, {0, 0, 0, 1}, access};
 }
 
 template <class T, class Declare>
@@ -53,8 +52,9 @@ void declare_inputs(const Params& p, Declare& declare) {
                    {l.stride.n, l.stride.c, l.stride.h, l.stride.w}, Access::kRead});
   }
   for (int i = 0; i < p.branches; ++i) {
-    declare(contiguous("depthwise weight", p.branch[i].depthwise, sizeof(T), p.channels, 9));
-    declare(contiguous("pointwise weight", p.branch[i].pointwise, sizeof(T), p.outputs, p.channels));
+    declare(contiguous("depthwise weight", p.branch[i].depthwise, sizeof(T), int64_t{p.channels} * 9, Access::kRead));
+    declare(contiguous("pointwise weight", p.branch[i].pointwise, sizeof(T), int64_t{p.outputs} * p.channels,
+                       Access::kRead));
   }
   const auto term = [&](const char* name, const void* data, int64_t image, int64_t channels) {
     if (data == nullptr) return;

@@ -109,10 +109,6 @@ Buffer inputs_of(const GradientParams& g, int images, Access access) {
           {images, int64_t{p.branches} * p.channels, p.height, p.width}, {s.n, s.c, s.h, s.w}, access};
 }
 
-inline Buffer vector_of(const char* name, void* data, int64_t element_bytes, int64_t count, Access access) {
-  return {name, data, element_bytes, {1, 1, 1, count}, {0, 0, 0, 1}, access};
-}
-
 template <class T>
 void start_weight_gradient(const GradientParams& g, void* stream) {
   using A = Accumulate<T>;
@@ -123,8 +119,8 @@ void start_weight_gradient(const GradientParams& g, void* stream) {
            declare_inputs<T>(p, declare);
            declare_gradient<T>(g, declare);
            const int64_t rows = int64_t{g.splits} * p.branches * p.outputs;
-           declare(vector_of("products", g.products, sizeof(A), rows * p.channels, Access::kWrite));
-           declare(vector_of("sums", g.sums, sizeof(A), rows, Access::kWrite));
+           declare(contiguous("products", g.products, sizeof(A), rows * p.channels, Access::kWrite));
+           declare(contiguous("sums", g.sums, sizeof(A), rows, Access::kWrite));
          });
 }
 
@@ -141,7 +137,7 @@ void start_input_gradient(GradientParams& g, int images, void* stream) {
            for (int i = 0; g.terms != nullptr && i < p.branches; ++i) {
              const int64_t tiles = p.branch[i].tiling.tiles(), one = int64_t{kTerms} * p.channels;
              A* first = static_cast<A*>(g.terms) + (p.branch[i].first_tile + g.first_image * tiles) * one;
-             declare(vector_of("terms", first, sizeof(A), images * tiles * one, Access::kWrite));
+             declare(contiguous("terms", first, sizeof(A), images * tiles * one, Access::kWrite));
            }
          });
 }
@@ -154,7 +150,8 @@ void start_level_gradient(GradientParams& g, int images, void* stream) {
          [&](auto declare) {
            declare(inputs_of<T>(g, images, Access::kRead));
            for (int i = 0; i < p.branches; ++i) {
-             declare(contiguous("depthwise weight", p.branch[i].depthwise, sizeof(T), p.channels, 9));
+             declare(contiguous("depthwise weight", p.branch[i].depthwise, sizeof(T), int64_t{p.channels} * 9,
+                                Access::kRead));
            }
            for (int i = 0; i < p.levels; ++i) {
              if (g.level[i].data == nullptr) continue;
@@ -176,16 +173,16 @@ void start_reduce(const GradientParams& g, void* stream) {
     declare_inputs<T>(p, declare);
     const int64_t rows = g.splits * branches * p.outputs;
     if (any_of_weights(g)) {
-      declare(vector_of("products", g.products, sizeof(A), rows * p.channels, Access::kRead));
-      declare(vector_of("sums", g.sums, sizeof(A), rows, Access::kRead));
+      declare(contiguous("products", g.products, sizeof(A), rows * p.channels, Access::kRead));
+      declare(contiguous("sums", g.sums, sizeof(A), rows, Access::kRead));
     }
     if (any_of_terms(g)) {
       const Branch& last = p.branch[p.branches - 1];
       const int64_t tiles = last.first_tile + last.tiling.tiles() * p.batch;
-      declare(vector_of("terms", g.terms, sizeof(A), tiles * kTerms * p.channels, Access::kRead));
+      declare(contiguous("terms", g.terms, sizeof(A), tiles * kTerms * p.channels, Access::kRead));
     }
     const auto result = [&](const char* name, void* data, int64_t element_bytes, int64_t count) {
-      if (data != nullptr) declare(vector_of(name, data, element_bytes, count, Access::kWrite));
+      if (data != nullptr) declare(contiguous(name, data, element_bytes, count, Access::kWrite));
     };
     const auto images = [&](int64_t image) { return image == 0 ? 1 : p.batch; };
     result("gradient of the depthwise weight", g.depthwise, sizeof(T), branches * p.channels * 9);
