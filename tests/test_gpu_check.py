@@ -20,6 +20,10 @@ HASH = "a" * 64
 LOOKED = {"device": "GPU X", "capability": "9.0", "source_hash": HASH, "driver": "580.1", "versions": {"torch": "2.10"}}
 
 
+# Seconds in which a program surely starts, also on a loaded machine, with a quarter left to end in.
+STARTED = 10
+
+
 def python(code: str) -> list[str]:
     return [sys.executable, "-S", "-c", code]
 
@@ -70,7 +74,7 @@ time.sleep(60)
 
 def test_errors_found_before_the_time_was_up_are_a_failure(tmp_path: Path) -> None:
     sanitizer = step("memcheck", INTERRUPTED, judge=gpu_check.judge_sanitizer)
-    result = run_step(sanitizer, 2, tmp_path / "log", tmp_path)
+    result = run_step(sanitizer, STARTED, tmp_path / "log", tmp_path)
     assert (result.status, result.measured) == ("failed", {"errors": 3})
     assert "3 errors" in result.reason
 
@@ -112,7 +116,7 @@ def test_what_a_step_leaves_behind_is_killed_too(tmp_path: Path) -> None:
 
 def test_a_step_out_of_time_may_still_say_what_it_has(tmp_path: Path) -> None:
     code = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('3 passed so far')"
-    result = run_step(step("slow", code), 3, tmp_path / "log", tmp_path)
+    result = run_step(step("slow", code), STARTED, tmp_path / "log", tmp_path)
     assert (result.status, result.log) == ("timed out", ["3 passed so far"])
 
 
