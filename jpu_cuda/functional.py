@@ -102,7 +102,8 @@ def separable_pyramid(
 
     Returns:
         [N, D·O, H, W] in the dtype of the levels, channels_last if all of them are. Kernels take up to 8 levels and 8
-        dilations of at most 16; what exceeds that, second derivatives and forward mode are PyTorch's.
+        dilations of at most 16, and images of fewer than 2³¹ pixels. Second derivatives, forward mode and torch.func
+        are PyTorch's on any backend.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; the message says expected and got.
@@ -115,8 +116,9 @@ def separable_pyramid(
             raise ValueError(
                 f"levels[{i}]: expected size {tuple(first.shape[2:])} as levels[0], got {tuple(level.shape[2:])}"
             )
+    check_flag("relu", relu)
     dilations = tuple(dilations)
-    if not dilations or not all(isinstance(d, int) and d >= 1 for d in dilations):
+    if not dilations or not all(isinstance(d, int) and not isinstance(d, bool) and d >= 1 for d in dilations):
         raise ValueError(f"dilations: expected one or more integers >= 1, got {dilations}")
     for name, weight in (("depthwise_weight", depthwise_weight), ("pointwise_weight", pointwise_weight)):
         _check_tensor(name, weight, first, same_dtype=True)
@@ -127,6 +129,9 @@ def separable_pyramid(
     batch, branches, channels = first.shape[0], len(dilations), sum(level.shape[1] for level in levels)
     _check_shape("depthwise_weight", depthwise_weight, (branches, channels, 3, 3))
     outputs = pointwise_weight.shape[1] if pointwise_weight.dim() == 3 else -1
+    if channels == 0 or outputs == 0:
+        got = f"{channels} and {outputs}"
+        raise ValueError(f"separable_pyramid: expected at least one channel and one output, got {got}")
     _check_shape("pointwise_weight", pointwise_weight, (branches, outputs, channels))
     for name, term in (("scale", scale), ("shift", shift)):
         if term is not None:

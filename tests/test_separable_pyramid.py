@@ -1,7 +1,10 @@
 """The kernels of separable_pyramid, executed on the CPU, against the truth and against PyTorch's own path."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from pyramids import (
     DTYPES,
     Pyramid,
     by_kernels,
+    by_torch,
     check_backward,
     check_forward,
     gradients_by_kernels,
@@ -22,6 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jpu_cuda import BackendUnavailableError, functional, host, use_backend
+from jpu_cuda.backend import Explanation
 
 pytestmark = needs_host
 
@@ -45,6 +50,8 @@ CASES = {
     "large dilation": Pyramid(1, (8,), 8, (33, 19), (16,), layout="channels_last"),
     "one pixel": Pyramid(2, (3,), 2, (1, 1), (1, 5)),
     "transposed": Pyramid(1, (8, 4), 5, (7, 9), (2, 1), layout="transposed"),
+    "eight levels, one without channels": Pyramid(1, (3, 1, 0, 2, 8, 1, 1, 5), 6, (5, 7), (1,)),
+    "eight dilations": Pyramid(1, (4,), 8, (5, 6), (1, 2, 3, 4, 5, 7, 8, 16), layout="channels_last"),
     "sliced": Pyramid(1, (8,), 9, (4, 9), (1,), layout="sliced", terms="images"),
 }
 
@@ -173,6 +180,57 @@ def test_gradients_check(terms: str, relu: bool) -> None:
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("dependent", ["levels", "levels of one another", "terms of one another", "weights"])
+def test_a_graph_of_the_gradients_leaves_them_what_they_are(dependent: str) -> None:
+    """Also where inputs depend on each other, which gradgradcheck cannot see: both of its sides are then wrong."""
+    case = Pyramid(1, (2, 2), 3, (4, 5), (1, 2), torch.float64, relu=False)
+    a = case.arguments()
+    x, w, m = a["levels"][0], a["depthwise"][0], a["terms"][0]
+    leaves = [t.requires_grad_() for t in (x, w, m)]
+    levels = {"levels": [x, x], "levels of one another": [x, x.tanh()]}.get(dependent, a["levels"])
+    depthwise = [w, w] if dependent == "weights" else a["depthwise"]
+    shift = -2 * m.sin() if dependent == "terms of one another" else a["terms"][1]
+    terms = [m, shift, *a["terms"][2:]]
+    out = torch.ops.jpu_cuda.separable_pyramid(levels, depthwise, a["pointwise"], [1, 2], *terms, False)
+    plain = torch.autograd.grad(out, leaves, case.gradient(), retain_graph=True)
+    with_graph = torch.autograd.grad(out, leaves, case.gradient(), create_graph=True)
+    for got, expected in zip(with_graph, plain, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_around_a_second_derivative_changes_nothing() -> None:
+    case = SMALL
+    a = case.arguments()
+    level = a["levels"][0].requires_grad_()
+    out = by_kernels(case, a)
+    expected = torch.autograd.grad(out, level, torch.ones_like(out), create_graph=True)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        (got,) = torch.autograd.grad(out, level, torch.ones_like(out), create_graph=True)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "enable_grad", "inference_mode"])
+def test_without_kernels_the_operators_are_the_references(mode: str, tmp_path: Path) -> None:
+    case = Pyramid(1, (3, 2), 4, (5, 6), (1, 2), torch.float64)
+    a = case.arguments()
+    out = by_kernels(case, a)
+    lists = [a[name] for name in ("levels", "depthwise", "pointwise")]
+    every = (*lists, [1, 2], *a["terms"])
+    expected = torch.ops.jpu_cuda.separable_pyramid_backward(*every, case.gradient(), out, [1] * 8)
+    torch.save((every, case.gradient(), out, expected), tmp_path / "tensors.pt")
+    code = f"""
+import sys, torch, jpu_cuda
+every, gradient, out, expected = torch.load(sys.argv[1])
+with torch.{mode}():
+    got = torch.ops.jpu_cuda.separable_pyramid(*every, True)
+    torch.testing.assert_close(got, out, rtol=1e-12, atol=1e-12)
+    found = torch.ops.jpu_cuda.separable_pyramid_backward(*every, gradient, out, [1] * 8)
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "tensors.pt")], check=True)
+
+
 def test_every_entry_of_the_gradients_checks() -> None:
     case = Pyramid(1, (1, 1), 1, (2, 2), (1,), torch.float64, relu=False)
     inputs = [t.requires_grad_() for t in tensors_of(case.arguments()) if t is not None]
@@ -243,6 +301,8 @@ def test_the_operator_says_what_is_wrong(changes: dict[str, Any], message: str) 
     [
         ({"levels": [(1, 2, 4, 5), (1, 1, 4, 6)]}, r"levels\[1\]: expected batch size and size of levels\[0\]"),
         ({"depthwise": [(3, 3, 3), (4, 3, 3)]}, r"depthwise_weight\[1\]: expected shape \(3, 3, 3\), got \(4, 3, 3\)"),
+        ({"levels": [(1, 3, 4, 5)] * 9}, "levels: expected 1 to 8, got 9"),
+        ({"depthwise": [], "pointwise": []}, "weights: expected one of each a dilation, 2, got 0 and 0"),
         ({"pointwise": [(3, 3), (2, 3)]}, r"pointwise_weight\[1\]: expected shape \(3, 3\), got \(2, 3\)"),
     ],
 )
@@ -367,12 +427,36 @@ def test_terms_of_the_levels_dtype_are_taken() -> None:
     assert torch.equal(out, by_kernels(case, arguments))
 
 
-def test_what_no_launch_takes_is_the_references_or_an_error() -> None:
+def test_what_no_launch_takes_is_the_references_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Pyramid(1, (1,) * 9, 2, (4, 4), (1,), torch.float64)
-    expected = by_function(case, case.arguments())
     with use_backend("host"), pytest.raises(BackendUnavailableError, match="expected at most 8 levels .* got 9"):
         by_function(case, case.arguments())
-    assert expected.shape == (1, 2, 4, 4)
+    expected = by_torch(case, tensors_of(case.arguments()), case.relu)
+    monkeypatch.setattr(functional, "choose", lambda level: Explanation("cuda", "fma", "as on a GPU"))
+    assert torch.equal(by_function(case, case.arguments()), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"relu": 0.5}, TypeError, "relu: expected a bool, got 0.5"),
+        ({"dilations": (True, 2)}, ValueError, "dilations: expected one or more integers >= 1"),
+        ({"pointwise_weight": torch.zeros(2, 0, 3)}, ValueError, "at least one channel and one output, got 3 and 0"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["host", "reference"])
+def test_the_function_says_what_is_wrong(
+    change: dict[str, Any], error: type[Exception], message: str, backend: str
+) -> None:
+    a = SMALL.arguments()
+    arguments = {
+        "levels": a["levels"],
+        "depthwise_weight": torch.stack(a["depthwise"]),
+        "pointwise_weight": torch.stack(a["pointwise"]),
+        "dilations": (1, 2),
+    }
+    with use_backend(backend), pytest.raises(error, match=message):
+        functional.separable_pyramid(**{**arguments, **change})
 
 
 def test_under_autocast_it_has_the_dtype_of_a_convolution() -> None:

@@ -2,7 +2,7 @@
 
 namespace jpu::separable_pyramid {
 
-template Workspace plan_gradient<bfloat16>(GradientParams&);
+template Workspace plan_gradient<bfloat16>(GradientParams&, int64_t);
 template void backward<bfloat16>(GradientParams, void*);
 
 }  // namespace jpu::separable_pyramid

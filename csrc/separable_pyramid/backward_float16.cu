@@ -2,7 +2,7 @@
 
 namespace jpu::separable_pyramid {
 
-template Workspace plan_gradient<float16>(GradientParams&);
+template Workspace plan_gradient<float16>(GradientParams&, int64_t);
 template void backward<float16>(GradientParams, void*);
 
 }  // namespace jpu::separable_pyramid

@@ -2,7 +2,7 @@
 
 namespace jpu::separable_pyramid {
 
-template Workspace plan_gradient<double>(GradientParams&);
+template Workspace plan_gradient<double>(GradientParams&, int64_t);
 template void backward<double>(GradientParams, void*);
 
 }  // namespace jpu::separable_pyramid

@@ -142,7 +142,8 @@ Tensor contiguous_like(const std::vector<int64_t>& size, const Tensor& like) {
 // for. `output` is that of the forward pass, needed for ReLU only.
 Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors pointwise,
                                    std::vector<int64_t> dilations, Term scale, Term shift, Term out_scale,
-                                   Term out_shift, Tensor gradient, Term output, std::vector<int64_t> needed) {
+                                   Term out_shift, Tensor gradient, Term output, std::vector<int64_t> needed,
+                                   int64_t workspace_bytes) {
   GradientParams g{};
   Params& p = g.forward;
   p = describe(levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, output.has_value());
@@ -205,7 +206,7 @@ Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors po
   const OnDevice device(first);
   dispatch_dtype(first, [&](auto element) {
     using T = decltype(element);
-    const Workspace sizes = plan_gradient<T>(g);
+    const Workspace sizes = plan_gradient<T>(g, workspace_bytes);
     Tensors kept;
     const auto workspace = [&](int64_t count) -> void* {
       if (count == 0) return nullptr;

@@ -18,14 +18,14 @@ bool channels_in_vectors(const void* data, const Strides& stride) {
 template <class T>
 int64_t plan(Params& p) {
   constexpr int V = Vector<T>::kSize;
-  bool whole = p.channels % V == 0;  // so are all chunks
+  p.whole_vectors = true;
   for (int i = 0; i < p.levels; ++i) {
     Level& level = p.level[i];
     level.vectors = level.channels % V == 0 && channels_in_vectors<T>(level.data, level.stride);
-    whole &= level.channels % V == 0;
+    p.whole_vectors &= level.channels % V == 0;
   }
   p.output_vectors = p.outputs % V == 0 && channels_in_vectors<T>(p.output, p.output_stride);
-  p.pointwise_vectors = whole;
+  p.pointwise_vectors = p.whole_vectors;
   p.output_tiles = ceil_divide(p.outputs, kColumns);
   int64_t blocks = 0;
   for (int i = 0; i < p.branches; ++i) {
@@ -33,8 +33,7 @@ int64_t plan(Params& p) {
     branch.tiling = choose_tiling<kPixels>(branch.dilation, p.height, p.width);
     branch.first_block = static_cast<uint32_t>(blocks);
     p.pointwise_vectors &= reinterpret_cast<uintptr_t>(branch.pointwise) % kVectorBytes == 0;
-    blocks += branch.tiling.tiles() * p.batch * p.output_tiles;
-    if (blocks > INT32_MAX) break;  // launch() refuses them
+    blocks += branch.tiling.tiles() * p.batch * p.output_tiles;  // launch() refuses more than 2^31 of them
   }
   return blocks;
 }

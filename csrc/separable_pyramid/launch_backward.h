@@ -10,8 +10,6 @@
 
 namespace jpu::separable_pyramid {
 
-// Of dz: what is not more than this is kept at a time, images permitting.
-constexpr int64_t kInputBytes = int64_t{256} << 20;
 // Blocks that the weights' gradient should have, for GPUs of up to so many multiprocessors times two.
 constexpr int64_t kWeightBlocks = 2 * 144;
 
@@ -22,7 +20,7 @@ inline bool any_of_weights(const GradientParams& g) { return g.pointwise || g.ou
 inline bool any_of_terms(const GradientParams& g) { return g.depthwise || g.inner_scale || g.inner_shift; }
 
 template <class T>
-Workspace plan_gradient(GradientParams& g) {
+Workspace plan_gradient(GradientParams& g, int64_t input_bytes) {
   using A = Accumulate<T>;
   constexpr int V = Vector<T>::kSize;
   constexpr int kSide = kWeightSide<sizeof(A)>, kSize = kChunk<sizeof(T)>;
@@ -49,7 +47,7 @@ Workspace plan_gradient(GradientParams& g) {
   g.splits = static_cast<int32_t>(std::clamp<int64_t>(kWeightBlocks / std::max<int64_t>(squares, 1), 1, most));
 
   const int64_t image_bytes = int64_t{p.branches} * p.channels * p.height * p.width * sizeof(T);
-  g.images = static_cast<int32_t>(std::max<int64_t>(std::min<int64_t>(kInputBytes / image_bytes, p.batch), 1));
+  g.images = static_cast<int32_t>(std::max<int64_t>(std::min<int64_t>(input_bytes / image_bytes, p.batch), 1));
   g.pixel_tiles = ceil_divide(p.height * p.width, kLevelPixels);
   g.reduce_rows = any_of_weights(g) ? int64_t{p.branches} * p.outputs : 0;
 
@@ -76,7 +74,7 @@ template <class T>
 int64_t place_level_blocks(GradientParams& g, int images) {
   constexpr int V = Vector<T>::kSize;
   const Params& p = g.forward;
-  const bool vectors = p.pointwise_vectors && channels_in_vectors<T>(g.inputs, g.inputs_stride);
+  const bool vectors = p.whole_vectors && channels_in_vectors<T>(g.inputs, g.inputs_stride);
   int64_t blocks = 0;
   for (int i = 0; i < p.levels; ++i) {
     LevelGradient& level = g.level[i];
@@ -199,7 +197,8 @@ void backward(GradientParams g, void* stream) {
   const Params& p = g.forward;
   if (any_of_weights(g)) start_weight_gradient<T>(g, stream);
   if (any_level(g) || any_of_terms(g)) {
-    for (g.first_image = 0; g.first_image < p.batch; g.first_image += g.images) {
+    for (int64_t first = 0; first < p.batch; first += g.images) {
+      g.first_image = static_cast<int32_t>(first);
       const int images = std::min(g.images, p.batch - g.first_image);
       start_input_gradient<T>(g, images, stream);
       if (any_level(g)) start_level_gradient<T>(g, images, stream);

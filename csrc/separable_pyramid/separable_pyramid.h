@@ -57,7 +57,8 @@ struct Params {
   void* output;  // [N, D·O, H, W]
   Strides output_stride;
   // Set by plan(): what is accessed 16 bytes at a time.
-  bool output_vectors, pointwise_vectors;  // the latter: all levels' channels are whole vectors too
+  bool output_vectors, pointwise_vectors;
+  bool whole_vectors;  // each level's channels are
   int32_t output_tiles;
   Level level[kMaxLevels];
   Branch branch[kMaxBranches];
@@ -110,9 +111,10 @@ struct Workspace {
 template <class T>
 void forward(Params params, void* stream);
 
-// Sets what the structs say; the caller then provides the workspace. Of `inputs`, strides alone are known before.
+// Sets what the structs say; the caller then provides the workspace. `input_bytes`: how much `inputs` may take if it
+// holds more than one image.
 template <class T>
-Workspace plan_gradient(GradientParams& params);
+Workspace plan_gradient(GradientParams& params, int64_t input_bytes);
 
 template <class T>
 void backward(GradientParams params, void* stream);

@@ -7,6 +7,7 @@ terms are in the type of sums, float32, or float64 for float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,8 +37,12 @@ _ARGUMENTS = (
 )
 define(f"separable_pyramid({_ARGUMENTS}, bool relu) -> Tensor")
 # `output` is the forward pass's, given where ReLU ended it. `needed` has a number for each level, then for weights
-# and terms in their order: 1 for what the result has a gradient of.
-define(f"separable_pyramid_backward({_ARGUMENTS}, Tensor gradient, Tensor? output, int[] needed) -> Tensor[]")
+# and terms in their order: 1 for what the result has a gradient of. Images are worked on in groups: what is kept between
+# the kernels, D·C channels each, takes no more than `workspace_bytes` unless a single image does.
+define(
+    f"separable_pyramid_backward({_ARGUMENTS}, Tensor gradient, Tensor? output, int[] needed, "
+    "int workspace_bytes=268435456) -> Tensor[]"
+)
 
 
 class SeparablePyramid(Function):
@@ -56,7 +61,8 @@ class SeparablePyramid(Function):
         *tensors, output = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or is_batched([gradient]):
-            gradients = _differentiable(tensors, ctx.levels, ctx.dilations, ctx.relu, gradient, needed)
+            create_graph = torch.is_grad_enabled()
+            gradients = _by_reference(tensors, ctx.levels, ctx.dilations, ctx.relu, gradient, needed, create_graph)
         else:
             gradients = _computed(tensors, ctx.levels, ctx.dilations, gradient, output, needed)
         return None, None, None, *gradients
@@ -97,26 +103,35 @@ def _computed(
     return [g if wanted else None for g, wanted in zip(gradients, needed, strict=True)]
 
 
-def _differentiable(
+def _by_reference(
     tensors: Sequence[Tensor | None],
     levels: int,
     dilations: Sequence[int],
     relu: bool,
     gradient: Tensor,
     needed: Sequence[bool],
+    create_graph: bool,
 ) -> list[Tensor | None]:
-    """The same by the reference: with a graph of their own, for second derivatives, and in batches."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # New leaves would cut the graph that a second derivative goes through.
-        inputs = [
-            t if create_graph or t is None else t.detach().requires_grad_(wanted)
-            for t, wanted in zip(tensors, needed, strict=True)
-        ]
+    """The same by the reference: in batches, or with a graph of their own, for second derivatives."""
+    device = gradient.device.type
+    # The tensors have the dtypes that the forward pass cast them to; a convolution here must not cast them anew.
+    uncast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), uncast:
+        pairs = zip(tensors, needed, strict=True)
+        inputs = [None if t is None else _leaf(t, wanted, create_graph) for t, wanted in pairs]
         output = _reference(*[*_grouped(inputs, levels, dilations), relu])
         asked = [t for t, wanted in zip(inputs, needed, strict=True) if wanted and t is not None]
-        found = iter(torch.autograd.grad(output, asked, gradient, create_graph=create_graph, allow_unused=True))
-    return [next(found) if w else None for w in needed]
+        found = iter(torch.autograd.grad(output, asked, gradient, create_graph=create_graph))
+    return [next(found) if wanted else None for wanted in needed]
+
+
+def _leaf(tensor: Tensor, wanted: bool, create_graph: bool) -> Tensor:
+    """What to differentiate by: an alias of its own, so that of tensors that depend on each other none counts twice."""
+    if create_graph:
+        return tensor.view_as(tensor)
+    if tensor.is_inference():
+        tensor = tensor.clone()
+    return tensor.detach().requires_grad_(wanted)
 
 
 def _reference(
@@ -141,14 +156,14 @@ def _reference_backward(
     dilations: list[int],
     *rest: Any,
 ) -> list[Tensor]:
-    *terms, gradient, output, needed = rest
+    *terms, gradient, output, needed, _workspace = (*rest, 0)[:8]
     count, branches = len(levels), len(dilations)
     each = [*needed[:count], *[needed[count]] * branches, *[needed[count + 1]] * branches, *needed[count + 2 :]]
     tensors = [*levels, *depthwise_weight, *pointwise_weight, *terms]
     wanted = [bool(n) for n in each]
     # Called below autograd, which is needed here.
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
-        found = _differentiable(tensors, count, dilations, output is not None, gradient, wanted)
+        found = _by_reference(tensors, count, dilations, output is not None, gradient, wanted, create_graph=False)
     level_parts, depthwise, pointwise, term_parts = (
         [gradient for gradient in part if gradient is not None]
         for part in (
@@ -201,7 +216,12 @@ register_autocast("separable_pyramid", _autocast)
 
 
 def _check(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor]) -> None:
-    """What the binding checks, for fake kernels; dilations and terms are left to it."""
+    """What the binding checks of levels and weights, for fake kernels; dilations, terms and strides are left to it."""
+    if not 1 <= len(levels) <= MOST_LEVELS:
+        raise ValueError(f"levels: expected 1 to {MOST_LEVELS}, got {len(levels)}")
+    if not 1 <= len(depthwise) == len(pointwise) <= MOST_BRANCHES:
+        got = f"{len(depthwise)} and {len(pointwise)}"
+        raise ValueError(f"weights: expected 1 to {MOST_BRANCHES} of each, as many of both, got {got}")
     check_images("levels", levels)
     for i, level in enumerate(levels):
         if level.shape[2:] != levels[0].shape[2:]:
@@ -228,8 +248,11 @@ def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *r
 
 @register_fake("separable_pyramid_backward")
 def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> list[Tensor]:
-    _, *terms, _gradient, _output, needed = rest
+    dilations, *terms, gradient, _output, needed, _workspace = (*rest, 0)[:9]
     _check(levels, depthwise, pointwise)
+    shape = (levels[0].shape[0], len(dilations) * pointwise[0].shape[0], *levels[0].shape[2:])
+    if tuple(gradient.shape) != shape:
+        raise ValueError(f"gradient: expected shape {shape}, got {tuple(gradient.shape)}")
     count = len(levels)
     results = [
         empty_image(x, x.shape[1], x.shape[2], x.shape[3], [x])
@@ -258,7 +281,7 @@ def _(levels: list[Any], depthwise: list[Any], pointwise: list[Any], *_rest: Any
 
 @register_flops("separable_pyramid_backward")
 def _(levels: list[Any], depthwise: list[Any], pointwise: list[Any], *rest: Any, **_options: Any) -> int:
-    *_, needed = rest
+    needed = rest[7]
     for_levels, for_depthwise = any(needed[: len(levels)]), any(needed[len(levels) :][i] for i in (0, 2, 3))
     for_pointwise = any(needed[len(levels) :][i] for i in (1, 4, 5))
     small, large = _flops(levels, depthwise, pointwise)

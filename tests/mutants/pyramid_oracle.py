@@ -33,6 +33,17 @@ def pyramids_run_backward() -> None:
         check_backward(replace(case, dtype=dtype))
 
 
+def pyramids_in_groups_of_images_are_the_same() -> None:
+    case = replace(CASES[0], batch=3, dtype=torch.float16)
+    arguments, gradient = case.arguments(), case.gradient()
+    lists = [arguments[name] for name in ("levels", "depthwise", "pointwise")]
+    every = (*lists, list(case.dilations), *arguments["terms"], gradient, by_kernels(case, arguments), [1] * 8)
+    together = torch.ops.jpu_cuda.separable_pyramid_backward(*every)
+    for workspace_bytes in (1, together[0].nbytes):  # one image at a time, and no more than that either
+        one_by_one = torch.ops.jpu_cuda.separable_pyramid_backward(*every, workspace_bytes)
+        assert all(map(torch.equal, one_by_one, together))
+
+
 def pyramids_sum_in_two_levels() -> None:
     """A sum that grows would swallow what is added last: 2^24 + 1 + ... + 1 in float32, chunk by chunk."""
     case = Pyramid(1, (48,), 1, (1, 1), (1,), terms="none", relu=False, layout="channels_last")
@@ -67,6 +78,7 @@ CHECKS = {
     for function in (
         pyramids_run_forward,
         pyramids_run_backward,
+        pyramids_in_groups_of_images_are_the_same,
         pyramids_sum_in_two_levels,
         pyramids_are_read_by_vectors,
     )

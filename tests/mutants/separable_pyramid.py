@@ -389,7 +389,7 @@ FAULTS = [
     Fault(
         "pyramid-plan-tail-by-vectors",
         _LAUNCH,
-        "whole &= level.channels % V == 0;",
+        "p.whole_vectors &= level.channels % V == 0;",
         "",
         "Rows of weights are read by vectors where a level's channels end amid one.",
     ),
@@ -399,6 +399,20 @@ FAULTS = [
         "chunks += ceil_divide(p.level[i].channels, kSize)",
         "chunks = ceil_divide(p.channels, kSize)",
         "Levels that fill no whole chunk take too few tiles.",
+    ),
+    Fault(
+        "pyramid-group-writes-from-the-start",
+        _INPUT,
+        "image - g.first_image",
+        "image",
+        "Images of later groups are kept past the end of the workspace.",
+    ),
+    Fault(
+        "pyramid-group-reads-the-first-images",
+        _INPUT,
+        "image = g.first_image + work.image",
+        "image = work.image",
+        "Every group is that of the first images.",
     ),
     Fault(
         "pyramid-binding-output-strides",
