@@ -37,8 +37,8 @@ _ARGUMENTS = (
 )
 define(f"separable_pyramid({_ARGUMENTS}, bool relu) -> Tensor")
 # `output` is the forward pass's, given where ReLU ended it. `needed` has a number for each level, then for weights
-# and terms in their order: 1 for what the result has a gradient of. Images are worked on in groups: what is kept between
-# the kernels, D·C channels each, takes no more than `workspace_bytes` unless a single image does.
+# and terms in their order: 1 for what the result has a gradient of. Images are worked on in groups: what is kept
+# between the kernels, D·C channels each, takes no more than `workspace_bytes` unless a single image does.
 define(
     f"separable_pyramid_backward({_ARGUMENTS}, Tensor gradient, Tensor? output, int[] needed, "
     "int workspace_bytes=268435456) -> Tensor[]"
@@ -220,8 +220,8 @@ def _check(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor
     if not 1 <= len(levels) <= MOST_LEVELS:
         raise ValueError(f"levels: expected 1 to {MOST_LEVELS}, got {len(levels)}")
     if not 1 <= len(depthwise) == len(pointwise) <= MOST_BRANCHES:
-        got = f"{len(depthwise)} and {len(pointwise)}"
-        raise ValueError(f"weights: expected 1 to {MOST_BRANCHES} of each, as many of both, got {got}")
+        counts = f"{len(depthwise)} and {len(pointwise)}"
+        raise ValueError(f"weights: expected 1 to {MOST_BRANCHES} of each, as many of both, got {counts}")
     check_images("levels", levels)
     for i, level in enumerate(levels):
         if level.shape[2:] != levels[0].shape[2:]:
