@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ._checks import is_autocasting
 from .backend import Explanation, choose
+from .modules.branches import Unfit
 from .modules.core import JointPyramid
 from .modules.fastfcn import JPU_X
-from .modules.plain import oddities
 
 
 def explain(module: nn.Module, *inputs: Any) -> Explanation:
@@ -22,7 +22,9 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
 
     Returns:
         An object with ``backend``, ``policy`` and ``reason``, whose ``str()`` is a sentence. A backend other
-        than the reference serves the upsample-concat; stages and branches are PyTorch's.
+        than the reference serves all that follows the stages, which are PyTorch's, in two launches; or, where the
+        branches are more than their convolutions and norms of fixed statistics, the upsample-concat alone. The
+        reason says which and why.
 
     Raises:
         TypeError: not a JPU of this package.
@@ -36,19 +38,22 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
         )
     level = module.levels_of(*inputs)[0]
     pyramids = [part for part in module.modules() if isinstance(part, JointPyramid)]
-    for pyramid in pyramids:
-        if not pyramid.resizes_bilinearly:
-            return Explanation(
-                "reference", "torch", f"the kernels resize with mode 'bilinear', got up_kwargs {pyramid.up_kwargs}"
-            )
-    answer = choose(_as_features(level))
+    features = _as_features(level)
+    answer = choose(features)
     if answer.backend == "reference":
         return answer
-    found = list(oddities(module))
-    as_they_are = f" ({'; '.join(found)})" if found else ""
-    return replace(
-        answer, reason=f"{answer.reason}: upsample_concat; PyTorch serves the stages and branches{as_they_are}"
-    )
+    resize = all(pyramid.resizes_bilinearly for pyramid in pyramids)
+    torch_resizes = f" and resizes, since the kernels do so with mode 'bilinear', got up_kwargs {pyramids[0].up_kwargs}"
+    try:
+        for pyramid in pyramids:
+            pyramid.fused_branches(features)
+    except Unfit as why_not:
+        if not resize:
+            return Explanation("reference", "torch", f"PyTorch serves the branches ({why_not}){torch_resizes}")
+        served = f"upsample_concat; PyTorch serves the stages and the branches ({why_not})"
+    else:
+        served = f"all branches in one launch; PyTorch serves the stages{'' if resize else torch_resizes}"
+    return replace(answer, reason=f"{answer.reason}: {served}")
 
 
 def _as_features(level: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from . import ops  # noqa: F401  defines torch.ops.jpu_cuda
 from ._checks import check_flag, check_levels, same_for_convolution
 from .backend import BackendUnavailableError, choose, requested_backend
-from .ops.separable_pyramid import MOST_BRANCHES, MOST_DILATION, MOST_LEVELS
+from .ops._library import sum_dtype
+from .ops.separable_pyramid import why_not
 from .reference import separable_pyramid as _separable_pyramid
 from .reference import upsample_concat as _upsample_concat
 
@@ -140,9 +141,9 @@ def separable_pyramid(
         if term is not None:
             _check_shape(name, term, (branches, outputs))
     if _serves_pyramid(first, len(levels), dilations):
-        sums = torch.float64 if first.dtype == torch.float64 else torch.float32
-        terms = [None if term is None else term.to(sums).contiguous() for term in affine.values()]
-        weights = (list(weight.contiguous().unbind(0)) for weight in (depthwise_weight, pointwise_weight))
+        terms = [None if term is None else term.to(sum_dtype(first.dtype)).contiguous() for term in affine.values()]
+        shaped = depthwise_weight[:, :, None], pointwise_weight[..., None, None]
+        weights = (list(weight.contiguous().unbind(0)) for weight in shaped)
         return torch.ops.jpu_cuda.separable_pyramid(list(levels), *weights, list(dilations), *terms, relu)
     return _separable_pyramid.separable_pyramid(
         levels, depthwise_weight, pointwise_weight, dilations, scale, shift, out_scale, out_shift, relu
@@ -158,16 +159,12 @@ def _serves_pyramid(level: Tensor, levels: int, dilations: Sequence[int]) -> boo
     answer = choose(level)
     if answer.backend == "reference":
         return False
-    if forward_ad._current_level >= 0:  # forward-mode derivatives are the reference's
+    if forward_ad._current_level >= 0:  # whatever was asked for, as the docstring says
         return False
-    if levels <= MOST_LEVELS and len(dilations) <= MOST_BRANCHES and max(dilations) <= MOST_DILATION:
+    if (reason := why_not(levels, dilations)) is None:
         return True
-    why_not = (
-        f"expected at most {MOST_LEVELS} levels and {MOST_BRANCHES} dilations of at most {MOST_DILATION}, got "
-        f"{levels} and {dilations}"
-    )
     if requested_backend() != "auto":
-        raise BackendUnavailableError(f"backend {answer.backend!r} cannot serve this call: {why_not}")
+        raise BackendUnavailableError(f"backend {answer.backend!r} cannot serve this call: {reason}")
     return False
 
 

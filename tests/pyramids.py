@@ -54,8 +54,8 @@ class Pyramid:
             )
         return {
             "levels": [self.laid_out(normal(self.batch, c, *self.size)) for c in self.channels],
-            "depthwise": [(normal(total, 3, 3) / 3).to(self.dtype) for _ in self.dilations],
-            "pointwise": [(normal(self.outputs, total) / total**0.5).to(self.dtype) for _ in self.dilations],
+            "depthwise": [(normal(total, 1, 3, 3) / 3).to(self.dtype) for _ in self.dilations],
+            "pointwise": [(normal(self.outputs, total, 1, 1) / total**0.5).to(self.dtype) for _ in self.dilations],
             "terms": list(terms),
         }
 
@@ -79,6 +79,11 @@ def tensors_of(arguments: dict[str, Any]) -> list[Tensor | None]:
     return [*arguments["levels"], *arguments["depthwise"], *arguments["pointwise"], *arguments["terms"]]
 
 
+def stacked(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weights as the public function takes them: [D, C, 3, 3] and [D, O, C]."""
+    return torch.stack(arguments["depthwise"]).flatten(1, 2), torch.stack(arguments["pointwise"]).flatten(2)
+
+
 def by_kernels(case: Pyramid, arguments: dict[str, Any]) -> Tensor:
     a = arguments
     return torch.ops.jpu_cuda.separable_pyramid(
@@ -88,7 +93,8 @@ def by_kernels(case: Pyramid, arguments: dict[str, Any]) -> Tensor:
 
 def by_torch(case: Pyramid, tensors: Sequence[Tensor | None], relu: bool) -> Tensor:
     levels, count = len(case.channels), len(case.dilations)
-    weights = torch.stack(tensors[levels : levels + count]), torch.stack(tensors[levels + count : levels + 2 * count])
+    depthwise, pointwise = tensors[levels : levels + count], tensors[levels + count : levels + 2 * count]
+    weights = stacked({"depthwise": depthwise, "pointwise": pointwise})
     return reference(tensors[:levels], *weights, case.dilations, *tensors[levels + 2 * count :], relu)
 
 

@@ -198,6 +198,13 @@ def test_special_inputs_are_among_the_data(cases: dict[str, Case]) -> None:
                 assert (np.isfinite(a * b) & (a * b + c == 0) & (c != 0)).any(), "cancellation"
                 assert ((np.abs(a * b) < np.finfo(a.dtype).tiny) & (a * b != 0)).any(), "subnormal products"
                 assert (np.isinf(a * b + c) & np.isfinite(a) & np.isfinite(b) & np.isfinite(c)).any(), "overflow"
+        elif kind == "square_root":
+            x = inputs.floats_of(case.input, dtype).astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                exact = np.sqrt(x) ** 2 == x
+                assert (x < 0).any()
+                assert (exact & (x > 1)).any()
+                assert (~exact & (x > 1)).any()
         elif kind == "copy_async":
             assert set(case.input.view(np.int32)[:, 4]) == set(range(0, int(dtype) + 1, 2))
     assert len(cases["widen<float16>"].input) == len(cases["widen<bfloat16>"].input) == 2**16

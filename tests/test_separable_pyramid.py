@@ -19,6 +19,7 @@ from pyramids import (
     check_forward,
     gradients_by_kernels,
     pyramids,
+    stacked,
     tensors_of,
 )
 from strategies import needs_host
@@ -275,13 +276,20 @@ def call(**changes: Any) -> Callable[[], Tensor]:
         ({"levels": [torch.zeros(1, 2, 4, 5), torch.zeros(1, 1, 4, 6)]}, r"levels\[1\]: expected batch size and size"),
         ({"levels": [torch.zeros(2, 4, 5)]}, r"levels\[0\]: expected 4 dimensions \[N, C, H, W\], got 3"),
         ({"levels": [torch.zeros(1, 3, 4, 5).int()]}, "expected dtype Int, got Float"),
-        ({"levels": [torch.zeros(1, 4, 4, 5)]}, r"depthwise_weight\[0\]: expected shape \[4, 3, 3\], got \[3, 3, 3\]"),
+        (
+            {"levels": [torch.zeros(1, 4, 4, 5)]},
+            r"depthwise_weight\[0\]: expected shape \[4, 1, 3, 3\], got \[3, 1, 3, 3\]",
+        ),
         ({"levels": [torch.zeros(1, 0, 4, 5)]}, "channels: expected 1 to .* got 0 and 3"),
         ({"dilations": [1, 17]}, r"dilations\[1\]: expected 1 to 16, got 17"),
         ({"dilations": [0, 1]}, r"dilations\[0\]: expected 1 to 16, got 0"),
         ({"dilations": [1]}, "weights: expected one of each a dilation, 1, got 2 and 2"),
         (
-            {"dilations": [1] * 9, "depthwise": [torch.zeros(3, 3, 3)] * 9, "pointwise": [torch.zeros(3, 3)] * 9},
+            {
+                "dilations": [1] * 9,
+                "depthwise": [torch.zeros(3, 1, 3, 3)] * 9,
+                "pointwise": [torch.zeros(3, 3, 1, 1)] * 9,
+            },
             "dilations: expected 1 to 8, got 9",
         ),
         ({"scale": torch.zeros(2, 4)}, r"scale: expected shape \[2, 3\], got \[2, 4\]"),
@@ -300,17 +308,23 @@ def test_the_operator_says_what_is_wrong(changes: dict[str, Any], message: str) 
     ("changes", "message"),
     [
         ({"levels": [(1, 2, 4, 5), (1, 1, 4, 6)]}, r"levels\[1\]: expected batch size and size of levels\[0\]"),
-        ({"depthwise": [(3, 3, 3), (4, 3, 3)]}, r"depthwise_weight\[1\]: expected shape \(3, 3, 3\), got \(4, 3, 3\)"),
+        (
+            {"depthwise": [(3, 1, 3, 3), (4, 1, 3, 3)]},
+            r"depthwise_weight\[1\]: expected shape \(3, 1, 3, 3\), got \(4, 1",
+        ),
         ({"levels": [(1, 3, 4, 5)] * 9}, "levels: expected 1 to 8, got 9"),
         ({"depthwise": [], "pointwise": []}, "weights: expected one of each a dilation, 2, got 0 and 0"),
-        ({"pointwise": [(3, 3), (2, 3)]}, r"pointwise_weight\[1\]: expected shape \(3, 3\), got \(2, 3\)"),
+        (
+            {"pointwise": [(3, 3, 1, 1), (2, 3, 1, 1)]},
+            r"pointwise_weight\[1\]: expected shape \(3, 3, 1, 1\), got \(2, 3",
+        ),
     ],
 )
 def test_the_fake_kernel_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
     shapes: dict[str, list[tuple[int, ...]]] = {
         "levels": [(1, 2, 4, 5), (1, 1, 4, 5)],
-        "depthwise": [(3, 3, 3)] * 2,
-        "pointwise": [(3, 3)] * 2,
+        "depthwise": [(3, 1, 3, 3)] * 2,
+        "pointwise": [(3, 3, 1, 1)] * 2,
         **changes,
     }
     lists = [[torch.empty(shape, device="meta") for shape in value] for value in shapes.values()]
@@ -347,7 +361,7 @@ class Branches(torch.nn.Module):
         super().__init__()
         self.case = case
         a = case.arguments()
-        self.depthwise, self.pointwise = (torch.nn.Parameter(torch.stack(a[k])) for k in ("depthwise", "pointwise"))
+        self.depthwise, self.pointwise = map(torch.nn.Parameter, stacked(a))
 
     def forward(self, *levels: Tensor) -> Tensor:
         return functional.separable_pyramid(levels, self.depthwise, self.pointwise, self.case.dilations)
@@ -400,8 +414,7 @@ def by_function(case: Pyramid, arguments: dict[str, Any]) -> Tensor:
     names = ("scale", "shift", "out_scale", "out_shift")
     return functional.separable_pyramid(
         a["levels"],
-        torch.stack(a["depthwise"]),
-        torch.stack(a["pointwise"]),
+        *stacked(a),
         case.dilations,
         **dict(zip(names, a["terms"], strict=True)),
         relu=case.relu,
@@ -451,8 +464,8 @@ def test_the_function_says_what_is_wrong(
     a = SMALL.arguments()
     arguments = {
         "levels": a["levels"],
-        "depthwise_weight": torch.stack(a["depthwise"]),
-        "pointwise_weight": torch.stack(a["pointwise"]),
+        "depthwise_weight": stacked(a)[0],
+        "pointwise_weight": stacked(a)[1],
         "dilations": (1, 2),
     }
     with use_backend(backend), pytest.raises(error, match=message):

@@ -9,7 +9,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "common/strides.h"
@@ -25,6 +24,7 @@ namespace jpu {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
 
 inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, const Tensor& like) {
   int32_t dtype, device_type, device_index;
@@ -37,13 +37,16 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
   return Tensor(handle);
 }
 
-inline Tensor empty(int64_t count, ScalarType dtype, const Tensor& like) {
+// Contiguous.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
   int32_t device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  const int64_t stride = 1;
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &stride, static_cast<int32_t>(dtype), device_type,
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), static_cast<int32_t>(dtype), device_type,
                                                          device_index, &handle));
   return Tensor(handle);
 }
@@ -70,14 +73,6 @@ inline bool suggests_channels_last(const Tensor& t) {
   return true;
 }
 
-inline std::string indexed(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
-
-inline void check_device(const Tensor& t, const Tensor& like, const std::string& name, const std::string& whose) {
-  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
-                  ": expected the device of ", whose, ", index ", like.get_device_index(), ", got index ",
-                  t.get_device_index());
-}
-
 inline Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
 // Makes the tensor's device the current one, and says on which stream to launch.
@@ -98,6 +93,11 @@ class OnDevice {
 #endif
   void* stream_ = nullptr;
 };
+
+// Of what sums of a tensor's elements are kept in.
+inline ScalarType sum_dtype(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
 // Calls f with a value of the element type.
 template <class F>

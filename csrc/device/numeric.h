@@ -90,4 +90,20 @@ JPU_DEVICE double multiply_add(double a, double b, double c) {
 #endif
 }
 
+// Rounded to nearest.
+JPU_DEVICE float square_root(float x) {
+#if JPU_CUDA
+  return __fsqrt_rn(x);
+#else
+  return std::sqrt(x);
+#endif
+}
+JPU_DEVICE double square_root(double x) {
+#if JPU_CUDA
+  return __dsqrt_rn(x);
+#else
+  return std::sqrt(x);
+#endif
+}
+
 }  // namespace jpu

@@ -4,39 +4,13 @@
 #include <optional>
 #include <string>
 
+#include "binding/checks.h"
 #include "binding/tensor.h"
 
 namespace jpu::separable_pyramid {
 namespace {
 
-using Tensors = std::vector<Tensor>;
 using Term = std::optional<Tensor>;
-
-std::string shape_of(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(t.size(i));
-  return text + "]";
-}
-
-void check_like(const Tensor& t, const Tensor& like, const std::string& name, ScalarType dtype) {
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", t.scalar_type());
-  check_device(t, like, name, "levels[0]");
-}
-
-void check_shape(const Tensor& t, const std::vector<int64_t>& expected, const std::string& name) {
-  bool right = t.dim() == static_cast<int64_t>(expected.size());
-  std::string text;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    right = right && t.size(static_cast<int64_t>(i)) == expected[i];
-    text += (i > 0 ? ", " : "") + std::to_string(expected[i]);
-  }
-  STD_TORCH_CHECK(right, name, ": expected shape [", text, "], got ", shape_of(t));
-  STD_TORCH_CHECK(t.is_contiguous(), name, ": expected a contiguous tensor, got one of other strides");
-}
-
-ScalarType sum_dtype(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 // What the arguments amount to; the output is set by the caller. Checks all that a kernel would trip over.
 Params describe(const Tensors& levels, const Tensors& depthwise, const Tensors& pointwise,
@@ -59,7 +33,8 @@ Params describe(const Tensors& levels, const Tensors& depthwise, const Tensors& 
     STD_TORCH_CHECK(level.dim() == 4, name, ": expected 4 dimensions [N, C, H, W], got ", level.dim());
     check_like(level, first, name, first.scalar_type());
     STD_TORCH_CHECK(level.size(0) == first.size(0) && level.size(2) == first.size(2) && level.size(3) == first.size(3),
-                    name, ": expected batch size and size of levels[0], ", shape_of(first), ", got ", shape_of(level));
+                    name, ": expected batch size and size of levels[0], ", text_of(shape_of(first)), ", got ",
+                    text_of(shape_of(level)));
     if (level.size(1) > 0) {
       Level& l = p.level[p.levels++];
       l.data = level.data_ptr();
@@ -69,21 +44,21 @@ Params describe(const Tensors& levels, const Tensors& depthwise, const Tensors& 
     }
     channels += level.size(1);
   }
-  const int64_t outputs = pointwise[0].dim() == 2 ? pointwise[0].size(0) : 0;
+  const int64_t outputs = pointwise[0].dim() == 4 ? pointwise[0].size(0) : 0;
   STD_TORCH_CHECK(channels >= 1 && outputs >= 1 && channels <= kMaxChannels && outputs <= kMaxChannels,
                   "channels: expected 1 to ", kMaxChannels, " of inputs and outputs, got ", channels, " and ", outputs);
   STD_TORCH_CHECK(first.size(0) <= INT32_MAX && first.size(2) <= kMaxSize && first.size(3) <= kMaxSize,
                   "levels: expected at most 2147483647 samples of at most ", kMaxSize, " pixels a side, got ",
-                  shape_of(first));
+                  text_of(shape_of(first)));
   STD_TORCH_CHECK(first.size(2) >= 1 && first.size(3) >= 1 && first.size(2) * first.size(3) <= INT32_MAX,
-                  "levels: expected 1 to 2147483647 pixels, got ", shape_of(first));
+                  "levels: expected 1 to 2147483647 pixels, got ", text_of(shape_of(first)));
   for (size_t i = 0; i < branches; ++i) {
     STD_TORCH_CHECK(dilations[i] >= 1 && dilations[i] <= kMaxDilation, indexed("dilations", i), ": expected 1 to ",
                     kMaxDilation, ", got ", dilations[i]);
     check_like(depthwise[i], first, indexed("depthwise_weight", i), first.scalar_type());
     check_like(pointwise[i], first, indexed("pointwise_weight", i), first.scalar_type());
-    check_shape(depthwise[i], {channels, 3, 3}, indexed("depthwise_weight", i));
-    check_shape(pointwise[i], {outputs, channels}, indexed("pointwise_weight", i));
+    check_contiguous(depthwise[i], {channels, 1, 3, 3}, indexed("depthwise_weight", i));
+    check_contiguous(pointwise[i], {outputs, channels, 1, 1}, indexed("pointwise_weight", i));
     p.branch[i].depthwise = depthwise[i].data_ptr();
     p.branch[i].pointwise = pointwise[i].data_ptr();
     p.branch[i].dilation = static_cast<int32_t>(dilations[i]);
@@ -93,7 +68,7 @@ Params describe(const Tensors& levels, const Tensors& depthwise, const Tensors& 
     if (!t.has_value()) return nullptr;
     check_like(*t, first, name, sum_dtype(first));
     const bool varies = by_image && t->dim() == 3;
-    check_shape(*t, varies ? std::vector<int64_t>{images, count, size} : std::vector<int64_t>{count, size}, name);
+    check_contiguous(*t, varies ? std::vector<int64_t>{images, count, size} : std::vector<int64_t>{count, size}, name);
     if (varies) *image = count * size;
     return t->data_ptr();
   };
@@ -132,12 +107,6 @@ Tensor separable_pyramid(Tensors levels, Tensors depthwise, Tensors pointwise, s
   return output;
 }
 
-Tensor contiguous_like(const std::vector<int64_t>& size, const Tensor& like) {
-  std::vector<int64_t> stride(size.size(), 1);
-  for (size_t i = size.size() - 1; i-- > 0;) stride[i] = stride[i + 1] * size[i + 1];
-  return empty_strided(size, stride, like);
-}
-
 // Gradients of the levels and of the six others in the order of the arguments, those that `needed` (0 or 1 each) asks
 // for. `output` is that of the forward pass, needed for ReLU only.
 Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors pointwise,
@@ -148,16 +117,12 @@ Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors po
   Params& p = g.forward;
   p = describe(levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, output.has_value());
   const Tensor& first = levels[0];
-  const std::vector<int64_t> size = {p.batch, int64_t{p.branches} * p.outputs, p.height, p.width};
-  const auto check_image = [&](const Tensor& t, const char* name) {
+  const auto check_output = [&](const Tensor& t, const char* name) {
     check_like(t, first, name, first.scalar_type());
-    bool right = t.dim() == 4;
-    for (int d = 0; right && d < 4; ++d) right = t.size(d) == size[d];
-    STD_TORCH_CHECK(right, name, ": expected shape [", size[0], ", ", size[1], ", ", size[2], ", ", size[3], "], got ",
-                    shape_of(t));
+    check_shape(t, {p.batch, int64_t{p.branches} * p.outputs, p.height, p.width}, name);
   };
-  check_image(gradient, "gradient");
-  if (output.has_value()) check_image(*output, "output");
+  check_output(gradient, "gradient");
+  if (output.has_value()) check_output(*output, "output");
   STD_TORCH_CHECK(needed.size() == levels.size() + 6, "needed: expected a number for each level and 6 more, got ",
                   needed.size());
   const Term terms[] = {scale, shift, out_scale, out_shift};
@@ -186,10 +151,10 @@ Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors po
     described += exists;
   }
   const size_t base = levels.size();
-  g.depthwise = add(needed[base], [&] { return contiguous_like({p.branches, p.channels, 3, 3}, first); });
-  g.pointwise = add(needed[base + 1], [&] { return contiguous_like({p.branches, p.outputs, p.channels}, first); });
+  g.depthwise = add(needed[base], [&] { return empty({p.branches, p.channels, 1, 3, 3}, first.scalar_type(), first); });
+  g.pointwise = add(needed[base + 1], [&] { return empty({p.branches, p.outputs, p.channels, 1, 1}, first.scalar_type(), first); });
   const auto like_term = [](const Term& t) {
-    return [&t] { return contiguous_like(std::vector<int64_t>(t->sizes().begin(), t->sizes().end()), *t); };
+    return [&t] { return empty(shape_of(*t), t->scalar_type(), *t); };
   };
   g.inner_scale = add(needed[base + 2], like_term(scale));
   g.inner_shift = add(needed[base + 3], like_term(shift));
@@ -210,7 +175,7 @@ Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors po
     Tensors kept;
     const auto workspace = [&](int64_t count) -> void* {
       if (count == 0) return nullptr;
-      kept.push_back(empty(count, sum_dtype(first), first));
+      kept.push_back(empty({count}, sum_dtype(first), first));
       return kept.back().data_ptr();
     };
     g.products = workspace(sizes.products);

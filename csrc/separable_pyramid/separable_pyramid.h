@@ -29,8 +29,8 @@ struct Level {
 };
 
 struct Branch {
-  const void* depthwise;  // [C, 3, 3]
-  const void* pointwise;  // [O, C]
+  const void* depthwise;  // [C, 1, 3, 3]
+  const void* pointwise;  // [O, C, 1, 1]
   int32_t dilation;
   // Set by plan().
   Tiling tiling;

@@ -4,6 +4,7 @@
 
 #include "device/memory.h"
 #include "upsample_concat/axis.h"
+#include "upsample_concat/fold.h"
 #include "upsample_concat/tiles.h"
 
 namespace jpu::upsample_concat {
@@ -111,6 +112,8 @@ template <class T>
 JPU_KERNEL(kThreads, 1)
 upsample_backward(JPU_PARAMS Params p) {
   constexpr int V = Vector<T>::kSize;
+  if (folds_a_norm(p)) return fold_norm_backward<T>(p);
+
   const Place place = locate(p, [](Path path) { return backward_tile<V>(path); });
   const Level& level = p.level[place.level];
   const Tile tile = backward_tile<V>(level.path);

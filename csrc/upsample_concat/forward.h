@@ -4,6 +4,7 @@
 #include "device/async_copy.h"
 #include "device/memory.h"
 #include "upsample_concat/axis.h"
+#include "upsample_concat/fold.h"
 #include "upsample_concat/tiles.h"
 
 namespace jpu::upsample_concat {
@@ -165,6 +166,7 @@ upsample_forward(JPU_PARAMS Params p) {
   using A = Accumulate<T>;
   constexpr int V = Vector<T>::kSize;
   ForwardShared<T>& shared = shared_memory<ForwardShared<T>>();
+  if (folds_a_norm(p)) return fold_norm<T>(p);
 
   const Place place = locate(p, [](Path path) { return forward_tile<V>(path); });
   const Level& level = p.level[place.level];

@@ -44,7 +44,7 @@ inline Inverse inverse_of(const Axis& axis) {
   return {1.0 / static_cast<double>(axis.denominator), axis.step == 0 ? 0.0 : 1.0 / static_cast<double>(axis.step)};
 }
 
-// Sets each level's path and tiles; returns the number of blocks.
+// Sets each level's path and tiles, and where blocks of levels and norms start; returns the number of blocks.
 template <class T>
 int64_t plan(Params& p, Direction direction) {
   constexpr int V = Vector<T>::kSize;
@@ -62,7 +62,11 @@ int64_t plan(Params& p, Direction direction) {
     level.tiles_w = ceil_divide(forward ? p.width : level.width, tile.width);
     level.first_block = static_cast<uint32_t>(blocks);
     blocks += static_cast<int64_t>(p.batch) * level.tiles_c * level.tiles_h * level.tiles_w;
-    if (blocks > INT32_MAX) break;  // launch() refuses them
+    if (blocks > INT32_MAX) return blocks;  // launch() refuses them
+  }
+  for (int i = 0; i < p.norms; ++i) {
+    p.norm[i].first_block = static_cast<uint32_t>(blocks);
+    blocks += ceil_divide(p.norm[i].channels, kThreads);
   }
   return blocks;
 }
@@ -84,18 +88,42 @@ void declare_levels(const Params& p, Direction direction, Declare& declare) {
   }
 }
 
+template <class T, class Declare>
+void declare_norms(const Params& p, Direction direction, Declare& declare) {
+  const bool forward = direction == Direction::kForward;
+  const int64_t wide = sizeof(Accumulate<T>), narrow = p.norms_in_sums ? wide : int64_t{sizeof(T)};
+  for (int i = 0; i < p.norms; ++i) {
+    const Norm& norm = p.norm[i];
+    const auto values = [&](const char* name, const void* data, int64_t element_bytes, Access access) {
+      if (data != nullptr) declare(Buffer{name, data, element_bytes, {1, 1, 1, norm.channels}, {0, 0, 0, 1}, access});
+    };
+    values("mean", norm.mean, narrow, Access::kRead);
+    values("var", norm.var, narrow, Access::kRead);
+    values(forward ? "weight" : "gradient of the weight", norm.weight, narrow, forward ? Access::kRead : Access::kWrite);
+    values(forward ? "bias" : "gradient of the bias", norm.bias, narrow, forward ? Access::kRead : Access::kWrite);
+    values(forward ? "scale" : "gradient of the scale", norm.scale, wide, forward ? Access::kWrite : Access::kRead);
+    values(forward ? "shift" : "gradient of the shift", norm.shift, wide, forward ? Access::kWrite : Access::kRead);
+  }
+}
+
 template <class T>
 void forward(Params p, void* stream) {
   const int64_t blocks = plan<T>(p, Direction::kForward);
   launch("upsample_concat forward", &upsample_forward<T>, {blocks, kThreads}, p, stream,
-         [&](auto declare) { declare_levels<T>(p, Direction::kForward, declare); });
+         [&](auto declare) {
+           declare_levels<T>(p, Direction::kForward, declare);
+           declare_norms<T>(p, Direction::kForward, declare);
+         });
 }
 
 template <class T>
 void backward(Params p, void* stream) {
   const int64_t blocks = plan<T>(p, Direction::kBackward);
   launch("upsample_concat backward", &upsample_backward<T>, {blocks, kThreads}, p, stream,
-         [&](auto declare) { declare_levels<T>(p, Direction::kBackward, declare); });
+         [&](auto declare) {
+           declare_levels<T>(p, Direction::kBackward, declare);
+           declare_norms<T>(p, Direction::kBackward, declare);
+         });
 }
 
 }  // namespace jpu::upsample_concat

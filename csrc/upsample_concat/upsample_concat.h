@@ -1,6 +1,9 @@
 // Bilinear resize of a list of levels to one size, in one launch; and its adjoint.
 //
 // Concatenation is a matter of where each level's result is put: targets may be slices of one tensor.
+//
+// The same launch folds the norms of what comes next, where their statistics are fixed, into affine maps:
+//   scale = weight / √(var + eps)     shift = bias − mean · scale
 #pragma once
 
 #include <cstdint>
@@ -29,14 +32,28 @@ struct Level {
   int32_t tiles_c, tiles_h, tiles_w;
 };
 
-// They fit into what every GPU takes as kernel parameters; longer lists take more launches.
-constexpr int kMaxLevels = 24;
+// Forward reads weight and bias and writes scale and shift; backward reads the gradients of these and writes those.
+struct Norm {
+  void *weight, *bias;     // [channels]; forward: null for 1 and 0; backward: null where not asked for
+  const void *mean, *var;  // [channels]
+  void *scale, *shift;     // [channels], in the type of sums; backward: null for 0
+  double eps;
+  int32_t channels;
+  uint32_t first_block;  // set by plan()
+};
+
+// They fit into what every GPU takes as kernel parameters; longer lists of levels take more launches.
+constexpr int kMaxLevels = 16;
+constexpr int kMaxNorms = 16;
 
 struct Params {
   int32_t levels, batch;
   int32_t height, width;  // of the common size
   bool align_corners;
+  bool norms_in_sums;  // their weights, biases and statistics have the type of sums; else that of the levels
+  int32_t norms;
   Level level[kMaxLevels];
+  Norm norm[kMaxNorms];
 };
 
 // The longest side: coordinates are exact in 64 bits up to here.

@@ -8,9 +8,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .. import functional
 from .._checks import check_levels, same_for_convolution
+from ..backend import choose
+from ..ops.separable_pyramid import why_not
+from .branches import Branches, Unfit, read
 from .layout import Layout
 
 
@@ -31,6 +35,8 @@ class JointPyramid(nn.Module):
     level_channels: tuple[int, ...]
     # Keyword arguments of F.interpolate: mode and align_corners.
     up_kwargs: dict[str, Any]
+    # Foreign classes in the branches whose forward was found to be the family's; see branches.foreign_classes.
+    proven_classes: frozenset[type] = frozenset()
     # JUM alone puts the upsampled coarsest level before its branches.
     emits_coarsest: ClassVar[bool] = False
 
@@ -90,12 +96,55 @@ class JointPyramid(nn.Module):
             [N, D·width, H_0, W_0], the branches in the order of their dilations.
         """
         features = [self.stage(i)(level) for i, level in enumerate(levels)]
+        if choose(features[0]).backend != "reference":
+            try:
+                return self._fused(features, self.fused_branches(features[0]))
+            except Unfit:
+                pass
         u = self._upsample_concat(features)
         outputs = [self.branch(i)(u) for i in range(self.num_branches)]
         if self.emits_coarsest:
             coarsest = features[-1].shape[1]
             outputs.insert(0, u[:, :coarsest] if self.layout.coarsest_first else u[:, -coarsest:])
         return torch.cat(outputs, dim=1)
+
+    def fused_branches(self, like: Tensor) -> Branches:
+        """What :meth:`pyramid` gives the kernels for everything after the stages; ``like`` stands for their results.
+
+        Raises:
+            Unfit: PyTorch runs the branches instead.
+        """
+        paths = map(self.layout.branch, range(self.num_branches))
+        branches = read([(path, self.get_submodule(path)) for path in paths], self.proven_classes, like)
+        if self.emits_coarsest:
+            raise Unfit("the upsampled coarsest level is needed too")
+        if forward_ad._current_level >= 0:
+            raise Unfit("forward-mode derivatives are PyTorch's")
+        if (reason := why_not(self.num_levels, branches.dilations)) is not None:
+            raise Unfit(reason)
+        return branches
+
+    def _fused(self, features: list[Tensor], branches: Branches) -> Tensor:
+        """Everything after the stages in two launches: resize all and fold the norms; all dilations."""
+        first, *others = features
+        if any(x.dtype != first.dtype or x.device != first.device for x in others):
+            raise Unfit("stages differ in dtype or device")
+        size = first.shape[2:]
+        if not self.resizes_bilinearly:
+            others = [F.interpolate(x, size, **self.up_kwargs) for x in others]
+        align_corners = bool(self.up_kwargs.get("align_corners", False))
+        depthwise, pointwise, dilations, *norms = branches
+        small = [x for x in others if x.shape[2:] != size]
+        *found, scale, shift, out_scale, out_shift = torch.ops.jpu_cuda.upsample_fold(
+            [first, *small], align_corners, *norms
+        )
+        resized = iter(found)
+        levels = [first, *(x if x.shape[2:] == size else next(resized) for x in others)]
+        if self.layout.coarsest_first:
+            levels.reverse()
+        return torch.ops.jpu_cuda.separable_pyramid(
+            levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, True
+        )
 
     @property
     def resizes_bilinearly(self) -> bool:

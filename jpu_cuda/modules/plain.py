@@ -1,34 +1,33 @@
-"""Which submodules are more than their class and parameters say, so that no kernel may stand in for them."""
-
-from collections.abc import Iterator
+"""Whether a submodule is more than its class and parameters say, so that no kernel may stand in for it."""
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 
-def oddities(module: nn.Module) -> Iterator[str]:
-    """Says of each submodule what makes it other than plain: hooks, parametrisations, a foreign class.
+def hooks_everywhere() -> bool:
+    """Whether every module of the process has hooks."""
+    everywhere = torch.nn.modules.module
+    return bool(
+        everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+        or everywhere._global_backward_hooks
+        or everywhere._global_backward_pre_hooks
+    )
+
+
+def oddity(module: nn.Module) -> str | None:
+    """What makes a module other than plain: "has hooks", "is parametrised", "has a forward of its own"; or None.
 
     Pruning and weight norm of the older kind are hooks; LoRA and quantisation replace the class.
     """
-    everywhere = torch.nn.modules.module
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
-        yield "all modules have hooks"
-    for path, part in module.named_modules():
-        name = path or "the module"
-        if is_parametrized(part):
-            yield f"{name} is parametrised"
-        elif not type(part).__module__.startswith(("torch.nn.", "jpu_cuda.")):
-            yield f"{name} is a {type(part).__module__}.{type(part).__name__}"
-        if "forward" in vars(part):
-            yield f"{name} has a forward of its own"
-        if any(
-            (
-                part._forward_pre_hooks,
-                part._forward_hooks,
-                part._backward_pre_hooks,
-                part._backward_hooks,
-            )
-        ):
-            yield f"{name} has hooks"
+    if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
+        return "has hooks"
+    if "forward" in vars(module):
+        return "has a forward of its own"
+    return "is parametrised" if "parametrizations" in module._modules else None
+
+
+def name_of(module: nn.Module) -> str:
+    """The class of a module as messages have it."""
+    kind = type(module)
+    return kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__name__}"

@@ -6,5 +6,6 @@ the compiled extension for CUDA tensors and from host execution for CPU tensors,
 
 from .separable_pyramid import SeparablePyramid
 from .upsample_concat import Upsample, UpsampleBackward, UpsampleConcat
+from .upsample_fold import UpsampleFold
 
-__all__ = ["SeparablePyramid", "Upsample", "UpsampleBackward", "UpsampleConcat"]
+__all__ = ["SeparablePyramid", "Upsample", "UpsampleBackward", "UpsampleConcat", "UpsampleFold"]

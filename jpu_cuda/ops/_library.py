@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _extension
@@ -84,6 +85,22 @@ def register_reference(name: str, function: Callable[..., Any]) -> None:
     register(name, serve, "CompositeExplicitAutograd")
 
 
+def register_backward(name: str) -> None:
+    """Registers what autograd makes of an operator's derivative, ``name``_backward: nothing, and says what to do."""
+    operator = getattr(torch.ops.jpu_cuda, f"{name}_backward")
+
+    def refuse(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(arguments)):
+            raise RuntimeError(
+                f"{name}_backward: expected inputs that need no gradient, got some that do; differentiate {name} "
+                "twice, which works"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    register(f"{name}_backward", refuse, "Autograd")
+
+
 def register_autocast(name: str, function: Callable[..., Any]) -> None:
     """Registers what autocast makes of the arguments; it returns those to call the operator with."""
     operator = getattr(torch.ops.jpu_cuda, name)
@@ -111,6 +128,11 @@ def widest(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 # What the kernels are instantiated for.
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels keep sums of a dtype in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_images(name: str, images: Sequence[Tensor]) -> None:

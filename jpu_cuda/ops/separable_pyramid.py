@@ -1,7 +1,7 @@
 """Separable convolutions of several dilations over a list of levels: the operator and its derivative.
 
-Weights are lists, one tensor a branch, since a model has them so: stacked ones would be copied every call. Affine
-terms are in the type of sums, float32, or float64 for float64.
+Weights are lists, one tensor a branch in the shape of its convolution's, since a model has them so: others would be
+copied or viewed in every call. Affine terms are in the type of sums, float32, or float64 for float64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils._pytree import tree_flatten
 
 from ..reference import separable_pyramid as reference
 from ._library import (
@@ -23,6 +22,7 @@ from ._library import (
     is_batched,
     register,
     register_autocast,
+    register_backward,
     register_fake,
     register_flops,
     register_reference,
@@ -30,6 +30,17 @@ from ._library import (
 
 # What one launch takes (csrc/separable_pyramid/separable_pyramid.h, config.h).
 MOST_LEVELS, MOST_BRANCHES, MOST_DILATION = 8, 8, 16
+
+
+def why_not(levels: int, dilations: Sequence[int]) -> str | None:
+    """Why the kernels do not take so many levels, or these dilations; None if they do."""
+    if levels <= MOST_LEVELS and len(dilations) <= MOST_BRANCHES and max(dilations) <= MOST_DILATION:
+        return None
+    return (
+        f"expected at most {MOST_LEVELS} levels and {MOST_BRANCHES} dilations of at most {MOST_DILATION}, got "
+        f"{levels} and {tuple(dilations)}"
+    )
+
 
 _ARGUMENTS = (
     "Tensor[] levels, Tensor[] depthwise_weight, Tensor[] pointwise_weight, int[] dilations, "
@@ -46,7 +57,7 @@ define(
 
 
 class SeparablePyramid(Function):
-    """[N, C_i, H, W] of each level to [N, D·O, H, W]."""
+    """[N, C_i, H, W] of each level, with weights [C, 1, 3, 3] and [O, C, 1, 1] a branch, to [N, D·O, H, W]."""
 
     @staticmethod
     def forward(ctx: Any, dilations: Sequence[int], relu: bool, levels: int, *tensors: Tensor | None) -> Tensor:
@@ -145,7 +156,7 @@ def _reference(
     out_shift: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    weights = torch.stack(depthwise_weight), torch.stack(pointwise_weight)
+    weights = torch.stack(depthwise_weight).flatten(1, 2), torch.stack(pointwise_weight).flatten(2)
     return reference.separable_pyramid(levels, *weights, dilations, scale, shift, out_scale, out_shift, relu)
 
 
@@ -185,19 +196,8 @@ def _autograd(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Ten
     return SeparablePyramid.apply(dilations, relu, len(levels), *levels, *depthwise, *pointwise, *terms)
 
 
-def _autograd_backward(*arguments: Any) -> list[Tensor]:
-    flat, _ = tree_flatten(arguments)
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in flat):
-        raise RuntimeError(
-            "separable_pyramid_backward: expected inputs that need no gradient, got some that do; differentiate "
-            "separable_pyramid twice, which works"
-        )
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.jpu_cuda.separable_pyramid_backward(*arguments)
-
-
 register("separable_pyramid", _autograd, "Autograd")
-register("separable_pyramid_backward", _autograd_backward, "Autograd")
+register_backward("separable_pyramid")
 register_reference("separable_pyramid", _reference)
 register_reference("separable_pyramid_backward", _reference_backward)
 
@@ -229,8 +229,8 @@ def _check(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor
             raise ValueError(f"levels[{i}]: expected batch size and size of levels[0], {expected}, got {got}")
     channels, outputs = sum(level.shape[1] for level in levels), pointwise[0].shape[0]
     for name, weights, shape in (
-        ("depthwise_weight", depthwise, (channels, 3, 3)),
-        ("pointwise_weight", pointwise, (outputs, channels)),
+        ("depthwise_weight", depthwise, (channels, 1, 3, 3)),
+        ("pointwise_weight", pointwise, (outputs, channels, 1, 1)),
     ):
         for i, weight in enumerate(weights):
             if tuple(weight.shape) != shape:
@@ -269,7 +269,7 @@ def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *r
 def _flops(levels: list[Any], depthwise: list[Any], pointwise: list[Any]) -> tuple[int, int]:
     """Of all depthwise convolutions, and of all pointwise ones."""
     batch, _, height, width = levels[0]
-    outputs, channels = pointwise[0]
+    outputs, channels = pointwise[0][:2]
     pixels = batch * height * width * len(depthwise)
     return 2 * 9 * channels * pixels, 2 * channels * outputs * pixels
 

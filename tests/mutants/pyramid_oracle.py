@@ -50,7 +50,7 @@ def pyramids_sum_in_two_levels() -> None:
     arguments = case.arguments()
     level, (depthwise,), (pointwise,) = arguments["levels"][0], arguments["depthwise"], arguments["pointwise"]
     level.fill_(1)[0, 0] = 2.0**24
-    depthwise.zero_()[:, 1, 1] = 1
+    depthwise.zero_()[..., 1, 1] = 1
     pointwise.fill_(1)
     out = float(by_kernels(case, arguments))
     # The first chunk's 15 ones are lost one by one; the others come as 16 each.

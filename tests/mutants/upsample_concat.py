@@ -291,8 +291,8 @@ _PLAN = [
     Fault(
         "binding-skips-a-level",
         _BINDING,
-        "begin += kMaxLevels)",
-        "begin += kMaxLevels + 1)",
+        "begin += kMaxLevels;",
+        "begin += kMaxLevels + 1;",
         "One level is lost between two launches.",
     ),
     Fault(
@@ -300,7 +300,7 @@ _PLAN = [
         _BINDING,
         "i < pairs.size() && p.levels < kMaxLevels;",
         "i < pairs.size() && p.levels <= kMaxLevels;",
-        "The 25th level is written behind the parameters.",
+        "The 17th level is written behind the parameters.",
     ),
     Fault(
         "binding-height-is-width",

@@ -69,6 +69,7 @@ def make(seed: int) -> dict[str, Case]:
         *(_widen(seed, dtype) for dtype in BITS),
         *(_narrow(seed, dtype) for dtype in BITS),
         *(_multiply_add(seed, dtype) for dtype in ("double", "float")),
+        *(_square_root(seed, dtype) for dtype in ("double", "float")),
         *(_copy(seed, size) for size in (4, 8, 16)),
         *_pipelines(seed),
     ]
@@ -263,6 +264,43 @@ def _fused(a: float, b: float, c: float, dtype: str) -> float:
         zeros = (a == 0 or b == 0) and c == 0
         return -0.0 if zeros and negative and math.copysign(1, c) < 0 else 0.0
     return round_to(exact, dtype)
+
+
+# --- square root ---------------------------------------------------------------------------------------
+
+
+def _square_root(seed: int, dtype: str) -> Case:
+    name = f"square_root<{dtype}>"
+    word, exponent_bits, fraction_bits = BITS[dtype]
+    source = Source(seed, name)
+    anywhere = source.words(word, 512, 1)
+    # From 1 to 4, where every pattern of rounding occurs, and squares, which need none.
+    near = source.words(word, 1024, 1) % word(2 << fraction_bits) + word(
+        ((1 << (exponent_bits - 1)) - 1) << fraction_bits
+    )
+    roots = (source.words(np.uint32, 256, 1) >> np.uint32(32 - (fraction_bits + 1) // 2)).astype(np.float64)
+    squares = as_bytes((roots**2).astype(floats_of(near, dtype).dtype)).view(word)
+    bits = _padded(np.concatenate([special_bits(dtype)[:, None], anywhere, near, squares]))
+    return Case(name, as_bytes(bits), lambda: as_bytes(_true_square_root(bits, dtype)), dtype)
+
+
+def _true_square_root(bits: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        values = floats_of(bits, dtype).astype(np.float64).ravel().tolist()
+    result = [_rooted(value, dtype) for value in values]
+    return np.array(result, np.float64).astype(np.float64 if dtype == "double" else np.float32)[:, None]
+
+
+def _rooted(x: float, dtype: str) -> float:
+    if x < 0 or math.isnan(x):
+        return math.nan
+    if x == 0 or math.isinf(x):
+        return x
+    # More digits than any dtype has; a half beyond them stands for the rest, if there is one.
+    scaled = Fraction(x) * Fraction(4) ** 1200
+    root = math.isqrt(scaled.numerator // scaled.denominator)
+    rest = Fraction(0) if root * root == scaled else Fraction(1, 2)
+    return round_to((root + rest) / Fraction(2) ** 1200, dtype)
 
 
 def round_to(x: Fraction, dtype: str) -> float:

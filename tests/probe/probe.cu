@@ -184,6 +184,13 @@ struct MultiplyAdd {
   }
 };
 
+template <class A>
+struct SquareRoot {
+  using Input = A;
+  using Output = A;
+  static JPU_DEVICE void apply(const Input* input, Output* output) { *output = square_root(*input); }
+};
+
 // --- async_copy.h -----------------------------------------------------------------------------------
 
 struct alignas(16) Slot {
@@ -343,6 +350,8 @@ const std::vector<Case> all = {
     JPU_FOR_DTYPES("narrow", Narrow),
     of<MultiplyAdd<double>>("multiply_add<double>"),
     of<MultiplyAdd<float>>("multiply_add<float>"),
+    of<SquareRoot<double>>("square_root<double>"),
+    of<SquareRoot<float>>("square_root<float>"),
     of<CopyAsync<4>>("copy_async<4>"),
     of<CopyAsync<8>>("copy_async<8>"),
     of<CopyAsync<16>>("copy_async<16>"),

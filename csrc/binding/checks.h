@@ -1,0 +1,44 @@
+// What bindings refuse, in the words that users read: expected and got.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "binding/tensor.h"
+
+namespace jpu {
+
+inline std::string indexed(const char* name, size_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+
+inline void check_device(const Tensor& t, const Tensor& like, const std::string& name, const std::string& whose) {
+  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
+                  ": expected the device of ", whose, ", index ", like.get_device_index(), ", got index ",
+                  t.get_device_index());
+}
+
+inline void check_like(const Tensor& t, const Tensor& like, const std::string& name, ScalarType dtype,
+                       const std::string& whose = "levels[0]") {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", t.scalar_type());
+  check_device(t, like, name, whose);
+}
+
+inline std::string text_of(const std::vector<int64_t>& sizes) {
+  std::string text = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+inline void check_shape(const Tensor& t, const std::vector<int64_t>& expected, const std::string& name) {
+  STD_TORCH_CHECK(shape_of(t) == expected, name, ": expected shape ", text_of(expected), ", got ",
+                  text_of(shape_of(t)));
+}
+
+// Of this shape, and contiguous.
+inline void check_contiguous(const Tensor& t, const std::vector<int64_t>& expected, const std::string& name) {
+  check_shape(t, expected, name);
+  STD_TORCH_CHECK(t.is_contiguous(), name, ": expected a contiguous tensor, got one of other strides");
+}
+
+}  // namespace jpu
