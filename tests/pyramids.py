@@ -68,6 +68,9 @@ class Pyramid:
         image = image.to(self.dtype)
         if self.layout == "channels_last":
             return image.contiguous(memory_format=torch.channels_last)
+        if self.layout == "channels of more":  # whole vectors each, which do not begin at 16 bytes
+            more = torch.cat([image, image[:, :2]], dim=1).contiguous(memory_format=torch.channels_last)
+            return more[:, : image.shape[1]]
         if self.layout == "sliced":  # of wider rows
             return torch.cat([image, image], dim=3)[..., : image.shape[3]]
         if self.layout == "transposed":

@@ -53,6 +53,10 @@ CASES = {
     "transposed": Pyramid(1, (8, 4), 5, (7, 9), (2, 1), layout="transposed"),
     "eight levels, one without channels": Pyramid(1, (3, 1, 0, 2, 8, 1, 1, 5), 6, (5, 7), (1,)),
     "eight dilations": Pyramid(1, (4,), 8, (5, 6), (1, 2, 3, 4, 5, 7, 8, 16), layout="channels_last"),
+    # Fewer blocks for each square of the weights' gradient than there are tiles.
+    "several tiles a block": Pyramid(1, (40, 48), 72, (25, 17), (1, 2) * 4, layout="channels_last", terms="none"),
+    "uneven chunks": Pyramid(1, (9, 9, 9), 5, (4, 5), (1,), terms="none"),
+    "vectors that are not aligned": Pyramid(1, (8, 16), 8, (3, 8), (1,), layout="channels of more"),
     "sliced": Pyramid(1, (8,), 9, (4, 9), (1,), layout="sliced", terms="images"),
 }
 

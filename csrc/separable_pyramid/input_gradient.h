@@ -143,7 +143,8 @@ pyramid_input_gradient(JPU_PARAMS GradientParams g) {
     block_barrier();
     multiply<A, kDepth<T>, kPixels, kColumns>(shared.operands.gradient, shared.operands.weight, total);
   }
-  block_barrier();
+  // Clear of the operands, which others may still multiply; values are fetched after a barrier.
+  static_assert(sizeof(typename InputShared<T>::Operands) <= sizeof(shared.patch.value));
   place_patch(p, branch.dilation, branch.tiling.shape, tile, shared.patch);
   for (int j = 0; j < kChunks; ++j) {
     const Chunk chunk = nth_chunk<kSize>(p, first_chunk + j);

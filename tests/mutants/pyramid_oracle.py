@@ -17,6 +17,12 @@ CASES = (
     Pyramid(2, (3,), 5, (33, 18), (8,), layout="transposed"),
     Pyramid(1, (9,), 3, (6, 40), (1, 16), layout="channels_last", terms="images"),
 )
+# Several tiles for each block of the weights' gradient; chunks that are not full; vectors that are not aligned.
+BACKWARD_CASES = (
+    Pyramid(1, (40, 48), 72, (9, 17), (1, 2) * 4, torch.float64, layout="channels_last", terms="none"),
+    Pyramid(1, (9, 9, 9), 5, (4, 5), (1,), torch.float64),
+    Pyramid(1, (8, 16), 8, (3, 8), (1,), torch.bfloat16, layout="channels of more"),
+)
 
 
 def pyramids_run_forward() -> None:
@@ -31,6 +37,8 @@ def pyramids_run_backward() -> None:
         CASES, (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float32), strict=True
     ):
         check_backward(replace(case, dtype=dtype))
+    for case in BACKWARD_CASES:
+        check_backward(case)
 
 
 def pyramids_in_groups_of_images_are_the_same() -> None:
@@ -57,6 +65,23 @@ def pyramids_sum_in_two_levels() -> None:
     assert out == 2.0**24 + 32, f"expected 2^24 + 32, got 2^24 + {out - 2.0**24}"
 
 
+def pyramids_round_the_operand() -> None:
+    """1 + 2^-10 has more digits than bfloat16: the operand is 1, and 1 - 1 shows it."""
+    image = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
+    taps = torch.zeros(1, 1, 3, 3, dtype=torch.bfloat16)
+    taps[..., 1, 1] = 1
+    scale, out_shift = torch.full((1, 1), 1 + 2.0**-10), torch.full((1, 1), -1.0)
+    out = torch.ops.jpu_cuda.separable_pyramid([image], [taps], [image], [1], scale, None, None, out_shift, False)
+    assert float(out) == 0, f"expected 0, got {float(out)}"
+
+
+def pyramids_pass_nan() -> None:
+    case = Pyramid(1, (1,), 2, (3, 3), (1,), terms="none")
+    arguments = case.arguments()
+    arguments["levels"][0].fill_(torch.nan)
+    assert by_kernels(case, arguments).isnan().all(), "expected NaN to pass the ReLU"
+
+
 def pyramids_are_read_by_vectors() -> None:
     if host._CHECK == "address":  # which counts nothing
         return
@@ -80,6 +105,8 @@ CHECKS = {
         pyramids_run_backward,
         pyramids_in_groups_of_images_are_the_same,
         pyramids_sum_in_two_levels,
+        pyramids_round_the_operand,
+        pyramids_pass_nan,
         pyramids_are_read_by_vectors,
     )
 }

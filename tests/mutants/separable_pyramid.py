@@ -256,26 +256,6 @@ FAULTS = [
         "Slots without a pixel write.",
     ),
     _without(
-        "pyramid-input-no-barrier-between-products",
-        _INPUT,
-        "    block_barrier();  // the product before is done\n",
-        "Operands are overwritten while others multiply.",
-    ),
-    Fault(
-        "pyramid-input-no-barrier-before-product",
-        _INPUT,
-        "    block_barrier();\n    multiply",
-        "    multiply",
-        "Operands are read while others write them.",
-    ),
-    Fault(
-        "pyramid-input-no-barrier-before-placing",
-        _INPUT,
-        "  block_barrier();\n  place_patch",
-        "  place_patch",
-        "The patch lies over operands that others multiply.",
-    ),
-    _without(
         "pyramid-input-no-barrier-before-fetch",
         _INPUT,
         "    block_barrier();  // the patch is placed, or the chunk before is finished\n",
