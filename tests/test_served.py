@@ -1,4 +1,4 @@
-"""Modules whose upsample-concat the kernels serve, on host execution: outputs, gradients, what explain says."""
+"""Modules that the kernels serve, on host execution: outputs, gradients, what explain says."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,6 +15,9 @@ from jpu_cuda.modules.fastfcn import TramacJPU
 from jpu_cuda.modules.sssegmentation import SSSegmentationJPU
 
 CHANNELS = (8, 16, 32)
+FORWARD = ["upsample_concat forward", "separable_pyramid forward"]
+BACKWARD = [f"separable_pyramid {part}" for part in ("weight gradient", "input gradient", "level gradient", "reduce")]
+BACKWARD.append("upsample_concat backward")
 
 
 def _jpu_x(**kwargs: Any) -> nn.Module:
@@ -62,14 +65,16 @@ def test_the_kernels_serve_the_module_and_its_gradients(name: str, training: boo
             out = _out(module(*arguments(levels)))
             out.square().sum().backward()
         kernels = [launch.kernel for launch in recorded]
-        if backend == "host":
+        if backend == "reference":
+            assert kernels == []
+        elif training or name == "JPU_X":  # whose norms take batch statistics, or the group's
             assert sorted(kernels) == ["upsample_concat backward"] * launches + ["upsample_concat forward"] * launches
         else:
-            assert kernels == []
+            assert kernels == FORWARD + BACKWARD
         gradients = [p.grad for p in module.parameters()] + [level.grad for level in levels]
         results.append([out, *gradients])
-    # Float64 throughout: only the order of the resize's few operations differs. A bias before batch statistics
-    # has a gradient that is zero but for rounding, so the scale is that of all gradients.
+    # Float64 throughout: only the order of additions differs. A bias before batch statistics has a gradient that is
+    # zero but for rounding, so the scale is that of all gradients.
     scale = max(float(x.detach().abs().max()) for x in results[0] if x is not None)
     for reference, served in zip(*results, strict=True):
         assert (reference is None) == (served is None)
@@ -98,27 +103,42 @@ def test_channels_last_stays_channels_last() -> None:
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_another_mode_is_pytorchs() -> None:
-    jpu = JPU(CHANNELS, width=8, up_kwargs={"mode": "nearest"})
-    levels = pyramid(dtype=torch.float32)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_in_another_mode_pytorch_resizes(training: bool) -> None:
+    jpu = randomise(JPU(CHANNELS, width=8, up_kwargs={"mode": "nearest"})).double().train(training)
+    levels = pyramid()
+    with use_backend("reference"):
+        expected = jpu(*levels)[-1]
     with use_backend("host"), host.record() as launches:
-        jpu(*levels)
+        out = jpu(*levels)[-1]
         answer = explain(jpu, *levels)
-    assert launches == []
-    assert answer.backend == "reference"
+    # The first launch folds the norms alone.
+    assert [launch.kernel for launch in launches] == ([] if training else FORWARD)
+    assert answer.backend == ("reference" if training else "host")
     assert "got up_kwargs {'mode': 'nearest'}" in answer.reason
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_explain_names_the_backend_and_what_it_serves() -> None:
+    jpu = JPU(CHANNELS, width=8)
     with use_backend("host"):
-        answer = explain(JPU(CHANNELS, width=8), *pyramid(dtype=torch.float32))
-    assert (answer.backend, answer.policy) == ("host", "fma")
-    assert "upsample_concat; PyTorch serves the stages and branches" in answer.reason
+        training, fixed = (
+            explain(jpu, *pyramid(dtype=torch.float32)),
+            explain(jpu.eval(), *pyramid(dtype=torch.float32)),
+        )
+    assert (training.backend, training.policy) == (fixed.backend, fixed.policy) == ("host", "fma")
+    assert "upsample_concat; PyTorch serves the stages and the branches (dilation1.0.bn takes batch" in training.reason
+    assert "all branches in one launch; PyTorch serves the stages" in fixed.reason
 
 
 class _Doubled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x
+
+
+class _Twice(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 def _hook(jpu: JPU) -> None:
@@ -131,7 +151,7 @@ def _forward_of_its_own(jpu: JPU) -> None:
 
 
 def _parametrise(jpu: JPU) -> None:
-    parametrize.register_parametrization(jpu.conv4[0], "weight", _Doubled())
+    parametrize.register_parametrization(jpu.dilation3[0].conv1, "weight", _Doubled())
 
 
 def _prune(jpu: JPU) -> None:
@@ -139,19 +159,29 @@ def _prune(jpu: JPU) -> None:
 
 
 def _replace(jpu: JPU) -> None:
-    jpu.conv3[2] = _Doubled()
+    jpu.dilation4[2] = _Doubled()
+
+
+def _wrap(jpu: JPU) -> None:
+    jpu.dilation4 = _Twice(*jpu.dilation4)
+
+
+def _add(jpu: JPU) -> None:
+    jpu.dilation1.append(_Doubled())
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (_hook, "dilation1.0 has hooks"),
-        (_parametrise, "conv4.0 is parametrised"),
+        (_parametrise, "dilation3.0.conv1 is parametrised"),
         (_forward_of_its_own, "dilation2 has a forward of its own"),
         (_prune, "dilation2.0.pointwise has hooks"),
-        (_replace, "conv3.2 is a test_served._Doubled"),
+        (_replace, "dilation4.2 is a test_served._Doubled"),
+        (_wrap, "dilation4 is a test_served._Twice"),
+        (_add, "expected dilation1 to be convolution, norm, convolution, norm and ReLU, got Conv2d, "),
     ],
-    ids=["hook", "parametrisation", "own forward", "pruning", "foreign class"],
+    ids=["hook", "parametrisation", "own forward", "pruning", "foreign class", "container", "addition"],
 )
 def test_a_changed_submodule_acts_and_is_named(change: Callable[[JPU], None], named: str) -> None:
     jpu = randomise(JPU(CHANNELS, width=8)).double().eval()
@@ -165,7 +195,20 @@ def test_a_changed_submodule_acts_and_is_named(change: Callable[[JPU], None], na
         reason = explain(jpu, *levels).reason
     assert not torch.allclose(out, before)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    assert named in reason
+    assert f"PyTorch serves the stages and the branches ({named}" in reason
+
+
+def test_a_changed_stage_acts_beside_the_kernels() -> None:
+    jpu = randomise(JPU(CHANNELS, width=8)).double().eval()
+    levels = pyramid()
+    jpu.conv3[2] = _Doubled()
+    jpu.conv4.register_forward_hook(lambda module, args, out: -out)
+    with use_backend("reference"):
+        expected = jpu(*levels)[-1]
+    with use_backend("host"), host.record() as launches:
+        out = jpu(*levels)[-1]
+    assert [launch.kernel for launch in launches] == FORWARD
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_autocast_is_served_in_its_dtype() -> None:
@@ -176,7 +219,7 @@ def test_autocast_is_served_in_its_dtype() -> None:
         with use_backend("host"), host.record() as launches:
             out = jpu(*levels)[-1]
             assert "torch.bfloat16" in explain(jpu, *levels).reason
-    assert len(launches) == 1
+    assert [launch.kernel for launch in launches] == FORWARD
     assert out.dtype == reference.dtype
     truth = copy.deepcopy(jpu).double()(*(x.double() for x in levels))[-1]
     error, allowed = ((x.double() - truth).abs().max() for x in (out, reference))
@@ -198,5 +241,5 @@ def test_a_compiled_module_is_served_in_one_graph(training: bool) -> None:
         expected = jpu(*levels)[-1]
         with host.record() as launches:
             out = torch.compile(jpu, fullgraph=True, backend="aot_eager")(*levels)[-1]
-    assert [launch.kernel for launch in launches] == ["upsample_concat forward"]
+    assert [launch.kernel for launch in launches] == (FORWARD[:1] if training else FORWARD)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)

@@ -164,8 +164,6 @@ def _check_norm(part: _Part) -> None:
         raise Unfit(f"{part.name} is a {name_of(norm)}")
     if norm.training or norm.running_mean is None or norm.running_var is None:
         raise Unfit(f"{part.name} takes batch statistics")
-    if norm.running_mean.requires_grad or norm.running_var.requires_grad:
-        raise Unfit(f"{part.name} has statistics that need a gradient")
 
 
 def _is_frozen(norm: nn.Module) -> bool:

@@ -91,7 +91,7 @@ def _autograd(levels: list[Tensor], align_corners: bool, *norms: Any) -> list[Te
     if len({len(part) for part in (*tensors, eps)}) > 1:
         got = ", ".join(str(len(part)) for part in (*tensors, eps))
         raise ValueError(f"norms: expected as many weights, biases, means, variances and eps, got {got}")
-    if any(tensor.requires_grad for part in tensors[2:] for tensor in part):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for part in tensors[2:] for tensor in part):
         raise ValueError("norms: expected statistics that need no gradient, got some that do")
     flat = [tensor for part in tensors for tensor in part]
     return list(UpsampleFold.apply(align_corners, eps, len(levels), *levels, *flat))

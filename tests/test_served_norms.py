@@ -1,0 +1,377 @@
+"""Norms of fixed statistics, which the kernels fold anew in every call: what is served, and that nothing is kept."""
+
+import copy
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from foreign import FastFCNNeck
+from helpers import assert_no_worse, pyramid, randomise
+from strategies import needs_host
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from jpu_cuda import JPU, explain, host, mmseg, models, replace_jpu, use_backend
+
+pytestmark = needs_host
+
+CHANNELS = (4, 8, 16)
+FUSED = ["upsample_concat forward", "separable_pyramid forward"]
+
+
+def jpu_of(norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d, seed: int = 0) -> JPU:
+    torch.manual_seed(seed)
+    return randomise(JPU(CHANNELS, width=8, norm_layer=norm_layer), seed).double().eval()
+
+
+def levels_of(**kwargs: Any) -> list[Tensor]:
+    return pyramid(CHANNELS, **kwargs)
+
+
+def run(module: nn.Module, levels: list[Tensor], backend: str) -> tuple[Tensor, list[str]]:
+    """The output, and the kernels that were launched."""
+    inputs = (levels,) if isinstance(module, mmseg.JPU) else levels
+    with use_backend(backend), host.record() as launches:
+        out = module(*inputs)
+    return out[-1] if isinstance(out, tuple) else out, [launch.kernel for launch in launches]
+
+
+def assert_fused(module: nn.Module, levels: list[Tensor]) -> Tensor:
+    out, kernels = run(module, levels, "host")
+    assert kernels == FUSED
+    torch.testing.assert_close(out, run(module, levels, "reference")[0], rtol=1e-12, atol=1e-12)
+    return out
+
+
+def frozen(norm: Callable[[int], nn.Module]) -> JPU:
+    """In training mode, the norms of the branches in eval mode."""
+    jpu = jpu_of(norm).train()
+    for i in range(4):
+        jpu.branch(i).eval()
+    return jpu
+
+
+# --- what is served -------------------------------------------------------------------------------------
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BatchNorm2d": nn.BatchNorm2d,
+    "SyncBatchNorm": nn.SyncBatchNorm,
+    "FrozenBatchNorm2d": FrozenBatchNorm2d,
+    "no weights": lambda channels: nn.BatchNorm2d(channels, affine=False),
+    "another eps": lambda channels: nn.BatchNorm2d(channels, eps=0.25),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_frozen_norms_are_served_under_training_with_all_gradients(norm: str) -> None:
+    jpu = frozen(NORMS[norm])
+    statistics = {name: buffer.clone() for name, buffer in jpu.named_buffers() if name.startswith("dilation")}
+    found = []
+    for backend in ("reference", "host"):
+        levels = levels_of(requires_grad=True)
+        # SyncBatchNorm takes batch statistics on a GPU only, so the stages, which are not asked about, keep theirs.
+        for stage in (jpu.conv3, jpu.conv4, jpu.conv5):
+            stage.train(norm != "SyncBatchNorm")
+        jpu.zero_grad()
+        out, kernels = run(jpu, levels, backend)
+        out.square().sum().backward()
+        assert kernels == (FUSED if backend == "host" else [])
+        gradients = [p.grad for p in jpu.parameters()] + [level.grad for level in levels]
+        assert all(gradient is not None for gradient in gradients)
+        found.append([out, *gradients])
+    for reference, served in zip(*found, strict=True):
+        torch.testing.assert_close(served, reference, rtol=1e-9, atol=1e-10)
+    for name, before in statistics.items():
+        assert torch.equal(jpu.get_buffer(name), before)
+
+
+@pytest.mark.parametrize("frozen_part", ["weights", "norms", "levels"])
+def test_what_needs_no_gradient_gets_none(frozen_part: str) -> None:
+    jpu, levels = jpu_of(), levels_of(requires_grad=frozen_part != "levels")
+    for name, parameter in jpu.named_parameters():
+        if frozen_part != "levels":
+            parameter.requires_grad_((parameter.dim() == 1) == (frozen_part == "weights"))
+        else:
+            parameter.requires_grad_(name.startswith("dilation2"))
+    expected = torch.autograd.grad(run(jpu, levels, "reference")[0].square().sum(), needing(jpu, levels))
+    found = torch.autograd.grad(run(jpu, levels, "host")[0].square().sum(), needing(jpu, levels))
+    assert len(found) == {"weights": 22 + 3, "norms": 11 + 3, "levels": 6}[frozen_part]
+    for served, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(served, reference, rtol=1e-9, atol=1e-10)
+
+
+def needing(jpu: nn.Module, levels: list[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in (*jpu.parameters(), *levels) if tensor.requires_grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("wide_norms", [False, True], ids=["norms alike", "norms in float32"])
+def test_gradients_in_lower_precision_are_no_worse_than_pytorchs(dtype: torch.dtype, wide_norms: bool) -> None:
+    """Stages are left out: their own error, PyTorch's in both, would hide the rest."""
+    jpu = jpu_of().to(dtype)
+    jpu.conv3, jpu.conv4, jpu.conv5 = (nn.Sequential(nn.Identity()) for _ in range(3))
+    if wide_norms:
+        for module in jpu.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()
+    shapes = pyramid((8, 8, 8), dtype=dtype, requires_grad=True)
+    exact = copy.deepcopy(jpu).double()
+    results = []
+    for module, backend in ((exact, "reference"), (jpu, "reference"), (jpu, "host")):
+        levels = [x.detach().to(torch.float64 if module is exact else dtype).requires_grad_() for x in shapes]
+        with use_backend(backend):
+            out = module.pyramid(levels)
+        # A weight for each entry, so that the ReLU of an entry near 0 is all that decides about it.
+        out.backward(
+            torch.linspace(-1, 1, out.numel()).to(out.dtype).view_as(out)
+            * (results[0][0] > 0.1 if results else out > 0.1)
+        )
+        results.append([out.detach(), *(x.grad for x in levels), *(p.grad for p in module.parameters())])
+        module.zero_grad()
+    for truth, reference, served in zip(*results, strict=True):
+        assert_no_worse(served, reference, truth)
+
+
+def test_a_replaced_foreign_jpu_is_served() -> None:
+    neck = randomise(FastFCNNeck(CHANNELS, 8, {"mode": "bilinear", "align_corners": True})).double().eval()
+    levels = levels_of()
+    expected = neck(*levels)[-1]
+    assert replace_jpu(neck) == [("", "fastfcn")]
+    for module in (neck, copy.deepcopy(neck), pickle.loads(pickle.dumps(neck))):
+        out, kernels = run(module, levels, "host")
+        assert kernels == FUSED
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+class _Between(nn.Sequential):
+    """A foreign separable convolution with an activation that its structure does not show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        depthwise, norm, pointwise = self
+        return pointwise(norm(depthwise(x)).relu())
+
+
+class _Raising(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64 and x.shape[0] == 2:
+            raise RuntimeError("expected anything else")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [_Between, _Raising])
+def test_a_foreign_forward_that_does_more_is_left_to_pytorch(kind: type[nn.Sequential]) -> None:
+    neck = randomise(FastFCNNeck(CHANNELS, 8, {"mode": "bilinear", "align_corners": True})).double().eval()
+    for i in (1, 2, 3, 4):
+        neck.get_submodule(f"dilation{i}")[0] = kind(
+            OrderedDict(neck.get_submodule(f"dilation{i}")[0].named_children())
+        )
+    levels = [level[:1] for level in levels_of()]
+    expected = neck(*levels)[-1]
+    replace_jpu(neck)
+    out, kernels = run(neck, levels, "host")
+    assert kernels == ["upsample_concat forward"]
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    with use_backend("host"):
+        assert f"dilation1.0 is a test_served_norms.{kind.__name__}" in explain(neck, *levels).reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reads"),
+    [
+        ({"in_channels": (4,), "dilations": (3,)}, 1),
+        ({"in_channels": (4, 8, 16, 2, 3), "dilations": (1, 2, 5, 6, 7, 16)}, 5),
+        ({"in_channels": (4, 8, 16), "start_level": 1, "align_corners": True}, 3),
+    ],
+    ids=["one level", "five levels", "from the second"],
+)
+def test_mmsegs_are_served_for_any_levels_and_dilations(arguments: dict[str, Any], reads: int) -> None:
+    neck = randomise(mmseg.JPU(mid_channels=8, **arguments)).double().eval()
+    sizes = [(9, 8), (5, 4), (3, 2), (2, 2), (1, 1)][:reads]
+    assert_fused(neck, pyramid(arguments["in_channels"], sizes))
+
+
+def test_levels_of_one_size_and_empty_batches_are_served() -> None:
+    jpu = jpu_of()
+    same = pyramid(CHANNELS, ((4, 5), (4, 5), (2, 3)))
+    assert_fused(jpu, same)
+    out, kernels = run(jpu, [level[:0] for level in same], "host")
+    assert (out.shape, kernels) == ((0, 32, 4, 5), FUSED[:1])
+
+
+# --- what is not ----------------------------------------------------------------------------------------
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(2, channels)
+
+
+def _set(path: str, part: nn.Module) -> Callable[[JPU], None]:
+    parent, _, name = path.rpartition(".")
+    return lambda jpu: jpu.get_submodule(parent).register_module(name, part)
+
+
+def _train(jpu: JPU) -> None:
+    jpu.dilation3[0].bn.train()
+
+
+def _narrow(jpu: JPU) -> None:
+    jpu.dilation4[0].pointwise = nn.Conv2d(24, 3, 1, bias=False).double()
+    jpu.dilation4[1] = nn.BatchNorm2d(3).double().eval()
+
+
+OTHERS: dict[str, tuple[Callable[[JPU], None], str]] = {
+    "GroupNorm": (_set("dilation1.1", nn.GroupNorm(2, 8)), "dilation1.1 is a GroupNorm"),
+    "batch statistics": (_train, "dilation3.0.bn takes batch statistics"),
+    "no statistics": (
+        _set("dilation2.0.bn", nn.BatchNorm2d(24, track_running_stats=False).eval()),
+        "dilation2.0.bn takes batch statistics",
+    ),
+    "no norm": (_set("dilation1.1", nn.Identity()), "dilation1.1 is a Identity"),
+    "bias": (_set("dilation1.0.pointwise", nn.Conv2d(24, 8, 1)), "dilation1.0.pointwise has a bias"),
+    "another activation": (_set("dilation4.2", nn.ReLU6()), "dilation4.2 is a ReLU6"),
+    "other padding": (
+        _set("dilation1.0.conv1", nn.Conv2d(24, 24, 3, padding=1, padding_mode="reflect", groups=24, bias=False)),
+        "dilation1.0.conv1 is no depthwise",
+    ),
+    "a full convolution": (
+        _set("dilation1.0.conv1", nn.Conv2d(24, 24, 3, padding=1, bias=False)),
+        "dilation1.0.conv1 is no depthwise",
+    ),
+    "other widths": (_narrow, "branches have different widths"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_anything_else_runs_as_it_stands_and_is_named(name: str) -> None:
+    change, reason = OTHERS[name]
+    jpu, levels = jpu_of(), levels_of()
+    change(jpu)
+    jpu.double()
+    expected, _ = run(copy.deepcopy(jpu), levels, "reference")
+    with use_backend("host"):
+        assert f"PyTorch serves the stages and the branches ({reason}" in explain(jpu, *levels).reason
+    out, kernels = run(jpu, levels, "host")
+    assert kernels == FUSED[:1]
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_jpu_of_group_norms_says_so() -> None:
+    neck = mmseg.JPU(CHANNELS, 8, norm_cfg={"type": "GN", "num_groups": 2}).eval()
+    with use_backend("host"):
+        reason = explain(neck, levels_of(dtype=torch.float32)).reason
+    assert "upsample_concat; PyTorch serves the stages and the branches" in reason
+    assert "dilation_layers.0.0.depthwise_conv.gn is a GroupNorm" in reason
+
+
+def test_hooks_of_all_modules_are_called() -> None:
+    jpu, levels, called = jpu_of(), levels_of(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: called.append(module))
+    try:
+        _, kernels = run(jpu, levels, "host")
+    finally:
+        handle.remove()
+    assert jpu.dilation1[0].bn in called
+    assert kernels == FUSED[:1]
+
+
+# --- nothing is kept ------------------------------------------------------------------------------------
+
+
+def _write_data(jpu: JPU, other: JPU) -> None:
+    for mine, theirs in zip(jpu.parameters(), other.parameters(), strict=True):
+        mine.data.copy_(theirs.data)
+    for mine, theirs in zip(jpu.buffers(), other.buffers(), strict=True):
+        mine.data.copy_(theirs.data)
+
+
+def _assign(jpu: JPU, other: JPU) -> None:
+    jpu.load_state_dict(other.state_dict(), assign=True)
+
+
+def _swap_data(jpu: JPU, other: JPU) -> None:
+    """As averages of weights are put into a model for its validation."""
+    for mine, theirs in zip((*jpu.parameters(), *jpu.buffers()), (*other.parameters(), *other.buffers()), strict=True):
+        mine.data, theirs.data = theirs.data, mine.data
+
+
+def _train_a_step(jpu: JPU, other: JPU) -> None:
+    """Which moves the statistics, whose version does not tell."""
+    jpu.train()(*levels_of(seed=5))
+    jpu.eval()
+
+
+def _replace_norms(jpu: JPU, other: JPU) -> None:
+    for i in range(4):
+        jpu.branch(i)[1] = other.branch(i)[1]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("change", [_write_data, _assign, _swap_data, _train_a_step, _replace_norms])
+def test_what_changes_between_calls_acts(change: Callable[[JPU, JPU], None], compiled: bool) -> None:
+    jpu, levels = jpu_of(), levels_of()
+    module = torch.compile(jpu, backend="aot_eager") if compiled else jpu
+    before = run(module, levels, "host")[0]
+    change(jpu, jpu_of(seed=1))
+    expected = run(jpu, levels, "reference")[0]
+    out, kernels = run(module, levels, "host")
+    assert kernels == FUSED
+    assert not torch.allclose(before, expected, rtol=1e-3)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_under_an_average_of_weights() -> None:
+    jpu = jpu_of()
+    average = torch.optim.swa_utils.AveragedModel(jpu, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    for seed in (1, 2):
+        average.update_parameters(jpu_of(seed=seed))
+        out = assert_fused(average.module.eval(), levels_of())
+    assert not torch.allclose(out, run(jpu, levels_of(), "host")[0])
+
+
+def test_inference_tensors_are_served() -> None:
+    with torch.inference_mode():
+        jpu, levels = jpu_of(), levels_of()
+        assert jpu.dilation1[0].bn.running_mean.is_inference()
+        assert_fused(jpu, levels)
+    with torch.no_grad():
+        assert_fused(jpu, levels)
+    outside = jpu_of()
+    with torch.inference_mode():
+        assert_fused(outside, levels)
+
+
+# --- whole models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "frozen"])
+def test_a_whole_resnet_50_fastfcn_agrees_in_float64(training: bool) -> None:
+    """FastFCN's two forms, this package's JPU in both, logits and the gradients of every parameter and the image."""
+    model = randomise(models.fastfcn("resnet50", "jpu", "fcn", num_classes=5, width=32)).double().eval()
+    if training:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.Dropout2d):
+                module.eval()
+    found = []
+    for backend in ("reference", "host"):
+        image = torch.rand(1, 3, 33, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        image.requires_grad_()
+        model.zero_grad()
+        with use_backend(backend), host.record() as launches:
+            logits = model(image)
+            logits = logits if isinstance(logits, Tensor) else logits[0]
+        assert [launch.kernel for launch in launches] == (FUSED if backend == "host" else [])
+        logits.square().mean().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append({"logits": logits, "image": image.grad, **gradients})
+    reference, served = found
+    assert served.keys() == reference.keys()
+    assert len(served) > 150
+    for name, expected in reference.items():
+        # Some hundred layers, each of which may add its own rounding.
+        error = float((served[name] - expected).detach().norm())
+        assert error <= 1e-11 * float(expected.detach().norm()), (name, error)
