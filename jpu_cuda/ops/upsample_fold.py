@@ -67,7 +67,7 @@ class UpsampleFold(Function):
         images, shapes = [g for g, _ in pairs], [shape for _, shape in pairs]
         sizes = [shape[-2] for shape in shapes], [shape[-1] for shape in shapes]
         asked = list(needed[count : count + 2 * norms])
-        terms = gradients[count - 1 :]
+        terms = [None if g is None else g.contiguous() for g in gradients[count - 1 :]]
         if torch.is_grad_enabled() or is_batched([g for g in gradients if g is not None]):
             parts = reference.upsample_backward(images, *sizes, ctx.align_corners)
             found = [*parts, *fold_backward(terms, mean, var, ctx.eps, asked)]
