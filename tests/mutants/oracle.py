@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jpu_cuda import host, ops  # noqa: F401  ops defines torch.ops.jpu_cuda
 
-from . import pyramid_oracle
+from . import fold_oracle, pyramid_oracle
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -424,6 +424,7 @@ def wrong_arguments_are_refused() -> None:
         assert message in got, f"expected {message!r}, got {got[:200]!r}"
 
 
+CHECKS.update(fold_oracle.CHECKS)
 CHECKS.update(pyramid_oracle.CHECKS)
 
 

@@ -1,0 +1,193 @@
+"""Faults of upsample_fold: the folding of norms beside the resize, its adjoint, its plan and its binding."""
+
+from __future__ import annotations
+
+from .faults import Fault
+
+_FOLDER = "upsample_concat"
+_FOLD, _LAUNCH, _BINDING = f"{_FOLDER}/fold.h", f"{_FOLDER}/launch.h", f"{_FOLDER}/binding.cpp"
+_FORWARD, _BACKWARD = f"{_FOLDER}/forward.h", f"{_FOLDER}/backward.h"
+
+FAULTS = [
+    Fault("fold-without-eps", _FOLD, " + static_cast<Accumulate<T>>(norm.eps)", "", "√var without eps."),
+    Fault("fold-of-the-first-eps", _FOLD, "(norm.eps)", "(p.norm[0].eps)", "All norms have the first one's eps."),
+    Fault("fold-without-root", _FOLD, "return square_root(load", "return (load", "Divides by the variance."),
+    Fault(
+        "fold-adds-the-mean",
+        _FOLD,
+        "multiply_add(-load_norm<T>(p, norm.mean, c), scale, bias)",
+        "multiply_add(load_norm<T>(p, norm.mean, c), scale, bias)",
+        "The mean is added instead of taken away.",
+    ),
+    Fault(
+        "fold-ignores-the-weight",
+        _FOLD,
+        "const A scale = weight / deviation",
+        "const A scale = A(1) / deviation",
+        "The weight counts for 1.",
+    ),
+    Fault(
+        "fold-weight-of-nothing-is-zero",
+        _FOLD,
+        "norm.weight == nullptr ? A(1)",
+        "norm.weight == nullptr ? A(0)",
+        "A norm without weights gives 0.",
+    ),
+    Fault(
+        "fold-bias-of-nothing-is-one",
+        _FOLD,
+        "norm.bias == nullptr ? A(0)",
+        "norm.bias == nullptr ? A(1)",
+        "A norm without biases adds 1.",
+    ),
+    Fault(
+        "fold-first-block-of-all",
+        _FOLD,
+        "block_index() - p.norm[norm].first_block)",
+        "block_index() - p.norm[0].first_block)",
+        "Channels are counted from the first norm's.",
+    ),
+    Fault("fold-without-bound", _FOLD, "  if (c >= norm.channels) return;\n", "", "Threads past the end write.", 0, 2),
+    Fault(
+        "fold-backward-without-bound",
+        _FOLD,
+        "  if (c >= norm.channels) return;\n",
+        "",
+        "Threads past the end write gradients.",
+        1,
+        2,
+    ),
+    Fault(
+        "fold-norms-always-wide",
+        _FOLD,
+        "if (p.norms_in_sums) return load",
+        "if (true) return load",
+        "Norms of half precision are read as float32.",
+    ),
+    Fault(
+        "fold-gradients-always-wide",
+        _FOLD,
+        "  if (p.norms_in_sums) {",
+        "  if (true) {",
+        "Gradients of half precision are written as float32.",
+    ),
+    Fault(
+        "fold-backward-not-centred",
+        _FOLD,
+        "multiply_add(-load_norm<T>(p, norm.mean, c), shift, scale)",
+        "scale",
+        "The weight's gradient lacks the shift's part.",
+    ),
+    Fault(
+        "fold-backward-without-deviation",
+        _FOLD,
+        "centred / deviation<T>(p, norm, c)",
+        "centred",
+        "The weight's gradient is not divided.",
+    ),
+    Fault(
+        "fold-backward-bias-of-scale",
+        _FOLD,
+        "store_norm<T>(p, norm.bias, c, shift)",
+        "store_norm<T>(p, norm.bias, c, scale)",
+        "The bias has the scale's gradient.",
+    ),
+    Fault(
+        "fold-backward-reads-what-is-not-there",
+        _FOLD,
+        "norm.shift == nullptr ? A(0) : load",
+        "load",
+        "A shift without gradient is read from null.",
+    ),
+    Fault(
+        "fold-in-no-forward-block",
+        _FORWARD,
+        "  if (folds_a_norm(p)) return fold_norm<T>(p);\n",
+        "",
+        "Blocks of norms resize the last level once more.",
+    ),
+    Fault(
+        "fold-in-no-backward-block",
+        _BACKWARD,
+        "  if (folds_a_norm(p)) return fold_norm_backward<T>(p);\n",
+        "",
+        "Blocks of norms gather for the last level once more.",
+    ),
+    Fault(
+        "fold-in-every-block",
+        _FOLD,
+        "p.norms > 0 && block_index() >= p.norm[0].first_block",
+        "p.norms > 0",
+        "Nothing is resized beside norms.",
+    ),
+    Fault(
+        "fold-plan-floors-channels",
+        _LAUNCH,
+        "blocks += ceil_divide(p.norm[i].channels, kThreads);",
+        "blocks += p.norm[i].channels / kThreads;",
+        "Channels that fill no block are left out.",
+    ),
+    Fault(
+        "fold-plan-without-first-block",
+        _LAUNCH,
+        "    p.norm[i].first_block = static_cast<uint32_t>(blocks);\n",
+        "",
+        "Norms begin at block 0.",
+    ),
+    Fault(
+        "fold-binding-every-launch",
+        _BINDING,
+        "if (begin == 0) {",
+        "if (begin != 0) {",
+        "Norms go with the second launch, which there mostly is not.",
+    ),
+    Fault(
+        "fold-binding-terms-of-one-half",
+        _BINDING,
+        "norms[i].scale = row(terms[i < half ? 0 : 2], i);",
+        "norms[i].scale = row(terms[0], i);",
+        "The pointwise norms write the depthwise ones' scales.",
+    ),
+    Fault(
+        "fold-binding-shift-is-scale",
+        _BINDING,
+        "norms[i].shift = row(terms[i < half ? 1 : 3], i);",
+        "norms[i].shift = row(terms[i < half ? 0 : 2], i);",
+        "Shifts are written over scales.",
+    ),
+    Fault(
+        "fold-binding-all-in-one-row",
+        _BINDING,
+        "i % half * norms[i].channels * bytes",
+        "0 * norms[i].channels * bytes",
+        "All branches write the first row.",
+    ),
+    Fault(
+        "fold-binding-var-is-mean",
+        _BINDING,
+        "norms[i].var = var[i].data_ptr();",
+        "norms[i].var = mean[i].data_ptr();",
+        "The mean is taken for the variance.",
+    ),
+    Fault(
+        "fold-binding-weights-are-biases",
+        _BINDING,
+        "(i < norms.size() ? norm.weight : norm.bias)",
+        "(i >= norms.size() ? norm.weight : norm.bias)",
+        "Gradients of weights and biases change places.",
+    ),
+    Fault(
+        "fold-binding-all-needed",
+        _BINDING,
+        "    if (needed[i] == 0) continue;\n",
+        "",
+        "Gradients are returned that nobody asked for.",
+    ),
+    Fault(
+        "fold-binding-always-in-sums",
+        _BINDING,
+        "run<true>(first, pairs, height, width, align_corners, norms, mean[0].scalar_type() == sums);",
+        "run<true>(first, pairs, height, width, align_corners, norms, true);",
+        "Norms of half precision are taken for float32.",
+    ),
+]
