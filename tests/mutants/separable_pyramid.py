@@ -256,6 +256,19 @@ FAULTS = [
         "Slots without a pixel write.",
     ),
     _without(
+        "pyramid-input-no-barrier-between-products",
+        _INPUT,
+        "    block_barrier();  // the product before is done\n",
+        "Operands are overwritten while others multiply.",
+    ),
+    Fault(
+        "pyramid-input-no-barrier-before-product",
+        _INPUT,
+        "    block_barrier();\n    multiply",
+        "    multiply",
+        "Operands are read while others write them.",
+    ),
+    _without(
         "pyramid-input-no-barrier-before-fetch",
         _INPUT,
         "    block_barrier();  // the patch is placed, or the chunk before is finished\n",
