@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Fold:
     without: tuple[str, ...] = ()  # of the first and last norm: "weight", "bias"
     sizes: tuple[tuple[int, int], ...] = ((6, 8), (3, 4), (2, 5))
     batch: int = 2
-    eps: tuple[float, ...] = field(default=(1e-5, 1e-3, 0.5))
+    eps: tuple[float, ...] = (1e-5, 1e-3, 0.5)
+    device: str = "cpu"
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
@@ -35,7 +36,8 @@ class Fold:
 
         def values(low: float, high: float) -> list[Any]:
             return [
-                (torch.rand(c, generator=generator, dtype=torch.float64) * (high - low) + low).to(kind) for c in norms
+                (torch.rand(c, generator=generator, dtype=torch.float64) * (high - low) + low).to(self.device, kind)
+                for c in norms
             ]
 
         weight, bias, mean, var = values(-1.5, 1.5), values(-2, 2), values(-3, 3), values(0.01, 4)
@@ -43,7 +45,7 @@ class Fold:
             if name in self.without:
                 part[0] = part[-1] = None
         levels = [
-            torch.randn(self.batch, 3 + i, *size, generator=generator, dtype=torch.float64).to(self.dtype)
+            torch.randn(self.batch, 3 + i, *size, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
             for i, size in enumerate(self.sizes)
         ]
         return levels, True, weight, bias, mean, var, [self.eps[i % len(self.eps)] for i in range(len(norms))]
@@ -52,7 +54,8 @@ class Fold:
         generator = torch.Generator().manual_seed(9)
         shapes = [(self.branches, c) for c in self.channels for _ in range(2)]
         return [
-            torch.randn(*shape, generator=generator, dtype=torch.float64).to(sum_dtype(self.dtype)) for shape in shapes
+            torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.device, sum_dtype(self.dtype))
+            for shape in shapes
         ]
 
 

@@ -29,11 +29,14 @@ def pyramid(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     requires_grad: bool = False,
+    device: str = "cpu",
 ) -> list[Tensor]:
     """Levels [batch, C_i, H_i, W_i] of normal random numbers, rounded to dtype."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(batch, c, *size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+        torch.randn(batch, c, *size, generator=generator, dtype=torch.float64)
+        .to(device, dtype)
+        .requires_grad_(requires_grad)
         for c, size in zip(channels, sizes, strict=True)
     ]
 
@@ -58,7 +61,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
+    return tensor.detach().double().cpu().numpy()
 
 
 def assert_within(actual: Tensor, expected: Bounded) -> None:

@@ -276,7 +276,9 @@ def test_the_nearest_architecture_is_taken() -> None:
 @pytest.mark.parametrize("layout", small_cases.LAYOUTS)
 def test_the_sanitizers_small_cases_hold_in_host_execution(layout: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        small_cases.run(layout, small_cases.SIZES[0], dtype, False, "cpu")
+        small_cases.resize(layout, small_cases.SIZES[0], dtype, False, "cpu")
+        small_cases.convolve(layout, dtype, "cpu")
+        small_cases.fold(layout, dtype, "cpu")
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Runs upsample_concat and its gradients on small tensors of every dtype and layout; compute-sanitizer watches.
+"""Runs every kernel on small tensors of every dtype and layout; compute-sanitizer watches.
 
 Data are made on the CPU and copied over, so that hardly any kernels but this project's run.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,31 +43,72 @@ def levels_of(layout: str, sizes: Sequence[tuple[int, int]], dtype: torch.dtype,
     return levels
 
 
-def results_of(levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
-    """The output and the gradients of all levels, on the CPU in float64."""
-    inputs = [level.detach().requires_grad_() for level in levels]
-    out = functional.upsample_concat(inputs, align_corners, reverse=True)
+def results_of(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output and the gradients of all inputs, on the CPU in float64."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = function(*inputs)
     # The output's own bits, laid out as it is, for a gradient: no kernel is needed to make it.
     gradients = torch.autograd.grad(out, inputs, out.detach())
     return [x.detach().cpu().double() for x in (out, *gradients)]
 
 
-def run(layout: str, sizes: Sequence[tuple[int, int]], dtype: torch.dtype, align_corners: bool, device: str) -> None:
-    """Runs one case.
-
-    Raises:
-        AssertionError: the results are not those of PyTorch in float64.
-    """
-    levels = levels_of(layout, sizes, dtype, device)
+def assert_as_in_float64(function: Callable[..., Tensor], inputs: Sequence[Tensor], device: str, steps: int) -> None:
+    """Asserts that output and gradients are PyTorch's in float64, but for so many roundings."""
     with use_backend("cuda" if device == "cuda" else "host"):
-        results = results_of(levels, align_corners)
+        results = results_of(function, inputs)
     with use_backend("reference"):
-        expected = results_of([level.cpu().double() for level in levels], align_corners)
-    # The gradient of the output is the output, so its own rounding is passed on. A pixel of a small level collects
-    # up to a few dozen of them.
+        expected = results_of(function, [tensor.cpu().double() for tensor in inputs])
+    dtype = inputs[0].dtype
     eps = max(torch.finfo(dtype).eps, 72 * torch.finfo(torch.float32).eps if dtype != torch.float64 else 0)
     for result, truth in zip(results, expected, strict=True):
-        torch.testing.assert_close(result, truth, rtol=0, atol=32 * eps * float(truth.abs().max()))
+        torch.testing.assert_close(result, truth, rtol=0, atol=steps * eps * float(truth.abs().max()))
+
+
+def resize(layout: str, sizes: Sequence[tuple[int, int]], dtype: torch.dtype, align_corners: bool, device: str) -> None:
+    """upsample_concat, whose gradients are sums of up to a few dozen outputs, each with its own rounding."""
+    levels = levels_of(layout, sizes, dtype, device)
+    assert_as_in_float64(
+        lambda *x: functional.upsample_concat(x, align_corners, reverse=True), levels, device, steps=32
+    )
+
+
+def convolve(layout: str, dtype: torch.dtype, device: str) -> None:
+    """separable_pyramid, every gradient; without ReLU, since rounding would decide what passes."""
+    levels = levels_of(layout, ((9, 10), (9, 10)), dtype, device)
+    channels, generator = sum(level.shape[1] for level in levels), torch.Generator().manual_seed(1)
+
+    def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) / 3).to(kind).to(device)
+
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    terms = [normal(2, width, kind=sums) for width in (channels, channels, 20, 20)]
+    weights = normal(2, channels, 3, 3), normal(2, 20, channels)
+
+    def pyramid(first: Tensor, second: Tensor, depthwise: Tensor, pointwise: Tensor, *terms: Tensor) -> Tensor:
+        names = ("scale", "shift", "out_scale", "out_shift")
+        named = dict(zip(names, terms, strict=True))
+        return functional.separable_pyramid((first, second), depthwise, pointwise, (1, 3), relu=False, **named)
+
+    assert_as_in_float64(pyramid, [*levels, *weights, *terms], device, steps=64)
+
+
+def fold(layout: str, dtype: torch.dtype, device: str) -> None:
+    """upsample_fold, a level beside the norms; levels and terms as one result."""
+    first, second = levels_of(layout, SIZES[0], dtype, device)
+    generator = torch.Generator().manual_seed(2)
+    counts = (300, 300, 7, 7)
+    vectors = [
+        [(torch.rand(c, generator=generator, dtype=torch.float64) + 0.5).to(dtype).to(device) for c in counts]
+        for _ in ("weight", "bias", "mean", "var")
+    ]
+
+    def folded(first: Tensor, second: Tensor, *norms: Tensor) -> Tensor:
+        parts = [list(norms[k : k + 4]) for k in range(0, 8, 4)]
+        statistics = [[x.detach().to(first) for x in part] for part in vectors[2:]]
+        results = torch.ops.jpu_cuda.upsample_fold([first, second], True, *parts, *statistics, [1e-5] * 4)
+        return torch.cat([first.flatten()] + [x.flatten().to(first) for x in results])
+
+    assert_as_in_float64(folded, [first, second, *vectors[0], *vectors[1]], device, steps=64)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,8 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for layout in LAYOUTS:
         for dtype in DTYPES:
             for align_corners, sizes in zip((False, True), SIZES, strict=True):
-                run(layout, sizes, dtype, align_corners, options.device)
-                count += 1
+                resize(layout, sizes, dtype, align_corners, options.device)
+            convolve(layout, dtype, options.device)
+            fold(layout, dtype, options.device)
+            count += 4
         print(f"{layout}: as PyTorch in float64", flush=True)
     print(f"{count} cases")
     return 0
