@@ -27,7 +27,8 @@ def replace_jpu(model: nn.Module) -> list[tuple[str, str]]:
     ``torch.nn.utils.parametrize`` does it; so parameters, buffers, optimizers that hold them, hooks,
     state_dict keys, device, dtype, mode, and every reference to the module stay as they are, the
     model itself included if it is a JPU. What structure cannot show is not looked for: the original's
-    ``forward`` is replaced by the family's, whatever it did.
+    ``forward`` is replaced by the family's, whatever it did. Its branches keep theirs; copies of them are tried
+    out, and the kernels take those that run their layers in order and do no more.
 
     Args:
         model: any module.
