@@ -114,8 +114,8 @@ class JointPyramid(nn.Module):
         Raises:
             Unfit: PyTorch runs the branches instead.
         """
-        paths = map(self.layout.branch, range(self.num_branches))
-        branches = read([(path, self.get_submodule(path)) for path in paths], self.proven_classes, like)
+        named = [(self.layout.branch(i), self.branch(i)) for i in range(self.num_branches)]
+        branches = read(named, self.proven_classes, like)
         if self.emits_coarsest:
             raise Unfit("the upsampled coarsest level is needed too")
         if forward_ad._current_level >= 0:
