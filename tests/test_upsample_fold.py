@@ -225,6 +225,11 @@ got = torch.ops.jpu_cuda.upsample_fold(*arguments)
 found = torch.ops.jpu_cuda.upsample_fold_backward(*given)
 for x, y in zip([*got, *found], [*out, *expected], strict=True):
     torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+# Where no level needs a gradient.
+weight = arguments[2][1].requires_grad_()
+scale = torch.ops.jpu_cuda.upsample_fold(*arguments)[-4]
+(gradient,) = torch.autograd.grad(scale[1].sum(), weight)
+torch.testing.assert_close(gradient, 1 / (arguments[5][1] + arguments[6][1]).sqrt(), rtol=1e-12, atol=0)
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "tensors.pt")], check=True)
 

@@ -68,19 +68,21 @@ def is_batched(tensors: Sequence[Tensor]) -> bool:
     return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
 
 
-def register_reference(name: str, function: Callable[..., Any]) -> None:
+def register_reference(name: str, function: Callable[..., Any], position: int = 0) -> None:
     """Registers what serves an operator where no kernel is loaded: an exported program may be the first to call it.
 
     The GPU binary is looked for then, as :func:`jpu_cuda.backend.choose` does for functions and modules.
+    ``position``: of the argument whose tensors, one or more, say on which device.
     """
     operator = getattr(torch.ops.jpu_cuda, name)
 
-    def serve(tensors: list[Tensor], *rest: Any) -> Any:
+    def serve(*arguments: Any) -> Any:
+        tensors = arguments[position]
         if not tensors:  # without a device to choose by, the dispatcher calls this
             raise ValueError(f"{name}: expected at least one tensor, got none")
         if tensors[0].is_cuda and _extension.load().available:
-            return operator(tensors, *rest)
-        return function(tensors, *rest)
+            return operator(*arguments)
+        return function(*arguments)
 
     register(name, serve, "CompositeExplicitAutograd")
 
