@@ -302,6 +302,7 @@ def test_the_derivative_says_what_is_wrong() -> None:
 
 def test_fake_kernels_refuse_what_the_binding_refuses() -> None:
     for index, change, message in (
+        (0, lambda _: [], "levels: expected at least one, got none"),
         (0, lambda x: [x[0][0], *x[1:]], r"levels\[0\]: expected 4 dimensions"),
         (4, lambda x: [x[0], torch.ones(8), *x[2:]], r"mean\[1\]: expected shape \(7,\), got \(8,\)"),
         (5, lambda x: [*x[:3], torch.ones(1, 5)], r"var\[3\]: expected shape \(5,\), got \(1, 5\)"),

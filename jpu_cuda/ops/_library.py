@@ -139,6 +139,8 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check_images(name: str, images: Sequence[Tensor]) -> None:
     """What the binding checks, for fake kernels: they would answer for anything without a word."""
+    if not images:
+        raise ValueError(f"{name}: expected at least one, got none")
     first = images[0]
     if first.dtype not in DTYPES:
         raise ValueError(f"dtype: expected float64, float32, float16 or bfloat16, got {first.dtype}")
