@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .modules.branches import runs_children_in_order
 from .modules.core import JointPyramid
 from .modules.layout import MMSEG
 
@@ -91,6 +92,7 @@ def _make_norm(norm_cfg: dict[str, Any], channels: int) -> tuple[str, nn.Module]
     return _norm_name(kind), norm
 
 
+@runs_children_in_order
 class ConvModule(nn.Module):
     """Convolution, norm and activation under mmcv's names: ``conv``, ``bn`` (or ``gn``, …), ``activate``.
 
@@ -156,6 +158,7 @@ class ConvModule(nn.Module):
         return x if activate is None else activate(x)
 
 
+@runs_children_in_order
 class DepthwiseSeparableConvModule(nn.Module):
     """Depthwise 3×3 convolution and norm, then pointwise convolution, norm and activation."""
 

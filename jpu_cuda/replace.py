@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from . import mmseg
-from .modules.branches import foreign_classes
+from .modules.branches import prove
 from .modules.core import JointPyramid
 from .modules.fastfcn import JPU, JPU_X, JUM, TramacJPU
 from .modules.layout import Layout
@@ -73,8 +73,10 @@ class _Adoption:
         module = self.module
         module.__class__ = self.cls
         module.configure(self.structure.level_channels, len(self.structure.dilations), self.up_kwargs)
-        branches = (module.branch(i) for i in range(module.num_branches))
-        module.proven_classes = frozenset().union(*map(foreign_classes, branches))
+        paths = map(self.cls.layout.branch, range(module.num_branches))
+        module.proven = {
+            name: proof for path in paths for name, proof in prove(path, module.get_submodule(path)).items()
+        }
         if issubclass(self.cls, mmseg.LevelledJPU):
             if not hasattr(module, "in_channels"):
                 module.in_channels = tuple(module.in_channels_list)

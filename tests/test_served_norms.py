@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from strategies import needs_host
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from jpu_cuda import JPU, explain, host, mmseg, models, replace_jpu, use_backend
+from jpu_cuda import JPU, host, mmseg, models, replace_jpu, use_backend
 
 pytestmark = needs_host
 
@@ -190,38 +189,6 @@ def test_a_replaced_foreign_jpu_is_served() -> None:
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
-class _Between(nn.Sequential):
-    """A foreign separable convolution with an activation that its structure does not show."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        depthwise, norm, pointwise = self
-        return pointwise(norm(depthwise(x)).relu())
-
-
-class _Raising(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float64 and x.shape[0] == 2:
-            raise RuntimeError("expected anything else")
-        return super().forward(x)
-
-
-@pytest.mark.parametrize("kind", [_Between, _Raising])
-def test_a_foreign_forward_that_does_more_is_left_to_pytorch(kind: type[nn.Sequential]) -> None:
-    neck = randomise(FastFCNNeck(CHANNELS, 8, {"mode": "bilinear", "align_corners": True})).double().eval()
-    for i in (1, 2, 3, 4):
-        neck.get_submodule(f"dilation{i}")[0] = kind(
-            OrderedDict(neck.get_submodule(f"dilation{i}")[0].named_children())
-        )
-    levels = [level[:1] for level in levels_of()]
-    expected = neck(*levels)[-1]
-    replace_jpu(neck)
-    out, kernels = run(neck, levels, "host")
-    assert kernels == ["upsample_concat forward"]
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    with use_backend("host"):
-        assert f"dilation1.0 is a test_served_norms.{kind.__name__}" in explain(neck, *levels).reason
-
-
 @pytest.mark.parametrize(
     ("arguments", "reads"),
     [
@@ -243,82 +210,6 @@ def test_levels_of_one_size_and_empty_batches_are_served() -> None:
     assert_fused(jpu, same)
     out, kernels = run(jpu, [level[:0] for level in same], "host")
     assert (out.shape, kernels) == ((0, 32, 4, 5), FUSED[:1])
-
-
-# --- what is not ----------------------------------------------------------------------------------------
-
-
-def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(2, channels)
-
-
-def _set(path: str, part: nn.Module) -> Callable[[JPU], None]:
-    parent, _, name = path.rpartition(".")
-    return lambda jpu: jpu.get_submodule(parent).register_module(name, part)
-
-
-def _train(jpu: JPU) -> None:
-    jpu.dilation3[0].bn.train()
-
-
-def _narrow(jpu: JPU) -> None:
-    jpu.dilation4[0].pointwise = nn.Conv2d(24, 3, 1, bias=False).double()
-    jpu.dilation4[1] = nn.BatchNorm2d(3).double().eval()
-
-
-OTHERS: dict[str, tuple[Callable[[JPU], None], str]] = {
-    "GroupNorm": (_set("dilation1.1", nn.GroupNorm(2, 8)), "dilation1.1 is a GroupNorm"),
-    "batch statistics": (_train, "dilation3.0.bn takes batch statistics"),
-    "no statistics": (
-        _set("dilation2.0.bn", nn.BatchNorm2d(24, track_running_stats=False).eval()),
-        "dilation2.0.bn takes batch statistics",
-    ),
-    "no norm": (_set("dilation1.1", nn.Identity()), "dilation1.1 is a Identity"),
-    "bias": (_set("dilation1.0.pointwise", nn.Conv2d(24, 8, 1)), "dilation1.0.pointwise has a bias"),
-    "another activation": (_set("dilation4.2", nn.ReLU6()), "dilation4.2 is a ReLU6"),
-    "other padding": (
-        _set("dilation1.0.conv1", nn.Conv2d(24, 24, 3, padding=1, padding_mode="reflect", groups=24, bias=False)),
-        "dilation1.0.conv1 is no depthwise",
-    ),
-    "a full convolution": (
-        _set("dilation1.0.conv1", nn.Conv2d(24, 24, 3, padding=1, bias=False)),
-        "dilation1.0.conv1 is no depthwise",
-    ),
-    "other widths": (_narrow, "branches have different widths"),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_anything_else_runs_as_it_stands_and_is_named(name: str) -> None:
-    change, reason = OTHERS[name]
-    jpu, levels = jpu_of(), levels_of()
-    change(jpu)
-    jpu.double()
-    expected, _ = run(copy.deepcopy(jpu), levels, "reference")
-    with use_backend("host"):
-        assert f"PyTorch serves the stages and the branches ({reason}" in explain(jpu, *levels).reason
-    out, kernels = run(jpu, levels, "host")
-    assert kernels == FUSED[:1]
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_a_jpu_of_group_norms_says_so() -> None:
-    neck = mmseg.JPU(CHANNELS, 8, norm_cfg={"type": "GN", "num_groups": 2}).eval()
-    with use_backend("host"):
-        reason = explain(neck, levels_of(dtype=torch.float32)).reason
-    assert "upsample_concat; PyTorch serves the stages and the branches" in reason
-    assert "dilation_layers.0.0.depthwise_conv.gn is a GroupNorm" in reason
-
-
-def test_hooks_of_all_modules_are_called() -> None:
-    jpu, levels, called = jpu_of(), levels_of(), []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: called.append(module))
-    try:
-        _, kernels = run(jpu, levels, "host")
-    finally:
-        handle.remove()
-    assert jpu.dilation1[0].bn in called
-    assert kernels == FUSED[:1]
 
 
 # --- nothing is kept ------------------------------------------------------------------------------------

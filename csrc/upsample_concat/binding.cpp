@@ -158,7 +158,7 @@ std::vector<Norm> describe_norms(const Tensors& mean, const Tensors& var, const 
                   ", ", var.size(), " and ", eps.size());
   const ScalarType dtype = mean[0].scalar_type();
   STD_TORCH_CHECK(dtype == like.scalar_type() || dtype == sum_dtype(like), "mean[0]: expected dtype ",
-                  like.scalar_type(), " or ", sum_dtype(like), ", got ", dtype);
+                  sum_dtype(like), " or that of ", whose, ", ", like.scalar_type(), ", got ", dtype);
   std::vector<Norm> norms(count);
   for (size_t i = 0; i < count; ++i) {
     const int64_t channels = mean[i < half ? 0 : half].numel();

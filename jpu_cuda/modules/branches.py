@@ -7,15 +7,15 @@ submodule changes. Where a branch is anything else, PyTorch runs it as it stands
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .._checks import is_autocasting, same_for_convolution
+from .._checks import same_for_convolution
 from ..ops._library import sum_dtype
 from .plain import hooks_everywhere, name_of, oddity
 
@@ -37,12 +37,16 @@ class Unfit(Exception):  # noqa: N818  no error: PyTorch serves instead
     """Why the kernels do not take a branch."""
 
 
-def read(branches: Sequence[tuple[str, nn.Module]], proven: frozenset[type], like: Tensor) -> Branches:
+# A foreign container whose forward was seen to run its children in order: its class, and its settings then.
+Proof = tuple[type, dict[str, Any]]
+
+
+def read(branches: Sequence[tuple[str, nn.Module]], proven: Mapping[str, Proof], like: Tensor) -> Branches:
     """The branches' parts.
 
     Args:
         branches: path and module of each.
-        proven: foreign classes that :func:`foreign_classes` found to run their children in order.
+        proven: what :func:`prove` found of foreign containers, by path.
         like: a tensor with the device and dtype of the branches' input.
 
     Raises:
@@ -65,9 +69,11 @@ def read(branches: Sequence[tuple[str, nn.Module]], proven: frozenset[type], lik
     kinds = {w.dtype for w in convolutions}
     if len(kinds) > 1 or not same_for_convolution(depthwise[0], like):
         raise Unfit(f"convolutions have {_listed(kinds)}, their input {like.dtype}")
-    kinds, fitting = {value.dtype for value in values}, [_dtype_in_branches(like), sum_dtype(like.dtype)]
-    if len(kinds) > 1 or values[0].dtype not in fitting:
-        raise Unfit(f"norms have {_listed(kinds)}, their input {fitting[0]}")
+    kinds = {value.dtype for value in values}
+    if len(kinds) > 1 or values[0].dtype not in (like.dtype, sum_dtype(like.dtype)):
+        raise Unfit(f"norms have {_listed(kinds)}, their input {like.dtype}")
+    if torch.is_grad_enabled() and any(value.requires_grad for value in (*mean, *var)):
+        raise Unfit("statistics need a gradient")
     tensors = convolutions + values
     if (devices := {tensor.device for tensor in tensors}) != {like.device}:
         raise Unfit(f"weights are on {_listed(devices)}, their input on {like.device}")
@@ -81,32 +87,54 @@ def read(branches: Sequence[tuple[str, nn.Module]], proven: frozenset[type], lik
     return Branches(depthwise, pointwise, dilations, weight, bias, mean, var, eps)
 
 
-def foreign_classes(branch: nn.Module) -> frozenset[type]:
-    """The classes in a branch that are foreign to PyTorch and this package, if they run their children in order.
+def prove(path: str, branch: nn.Module) -> dict[str, Proof]:
+    """What is foreign to PyTorch and this package in a branch, if it runs its children in order and does no more.
 
-    That is found out with copies, on random numbers, so that nothing happens to the branch itself. Empty where a class
-    does anything else, or the branch cannot be run so.
+    That is tried out with copies, on random numbers, in eval mode and, but for the norms, in training mode; nothing
+    happens to the branch itself. Empty where a forward does anything else, or cannot be run so.
     """
-    foreign = {type(part) for part in branch.modules() if part._modules and not _is_transparent(part)}
+    foreign = {
+        name: (type(module), _settings(module))
+        for name, module in branch.named_modules(prefix=path)
+        if module._modules and not _is_transparent(module)
+    }
     if not foreign:
-        return frozenset()
-    generator = torch.Generator().manual_seed(0)
+        return {}
     try:
         twin = copy.deepcopy(branch).to("cpu", torch.float64).eval()
-        parts = [part.module for part in _parts("", twin, frozenset(foreign))]
-        with torch.no_grad():
-            for tensor in (*twin.parameters(), *twin.buffers()):
-                if tensor.is_floating_point():
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
-            size = 2 * parts[0].dilation[0] + 2
-            x = torch.randn(2, parts[0].in_channels, size, size, generator=generator, dtype=torch.float64)
-            in_order = x
-            for part in parts:
-                in_order = part(in_order)
-            matches = torch.allclose(twin(x), F.relu(in_order), rtol=1e-9, atol=1e-9)
+        parts = [part.module for part in _parts(path, twin, foreign)]
+        runs_in_order = _runs_in_order(twin, parts)
+        twin.train()
+        for norm in (parts[1], parts[3]):
+            norm.eval()
+        return foreign if runs_in_order and _runs_in_order(twin, parts) else {}
     except Exception:  # whatever foreign code raises, it has not shown what it does
-        return frozenset()
-    return frozenset(foreign) if matches else frozenset()
+        return {}
+
+
+def _runs_in_order(branch: nn.Module, parts: Sequence[Any]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    kind: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    with torch.no_grad():
+        for tensor in (*branch.parameters(), *branch.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, **kind) + 0.5)
+        size = 2 * parts[0].dilation[0] + 2
+        x = torch.randn(2, parts[0].in_channels, size, size, **kind)
+        in_order = x
+        for part in parts:
+            in_order = part(in_order)
+        return torch.allclose(branch(x), F.relu(in_order), rtol=1e-9, atol=1e-9)
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Attributes that a forward may go by."""
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, plain) and name != "training" and not name.startswith("_")
+    }
 
 
 class _Part(NamedTuple):
@@ -114,16 +142,10 @@ class _Part(NamedTuple):
     module: Any
 
 
-def _parts(path: str, branch: nn.Module, proven: frozenset[type]) -> tuple[_Part, _Part, _Part, _Part]:
+def _parts(path: str, branch: nn.Module, proven: Mapping[str, Proof]) -> tuple[_Part, _Part, _Part, _Part]:
     """Depthwise convolution, norm, pointwise convolution, norm; a ReLU follows."""
-    leaves = []
-    for name, module in branch.named_modules(prefix=path):
-        if (odd := oddity(module)) is not None:
-            raise Unfit(f"{name} {odd}")
-        if not module._modules:
-            leaves.append(_Part(name, module))
-        elif not _is_transparent(module) and type(module) not in proven:
-            raise Unfit(f"{name} is a {name_of(module)}")
+    leaves: list[_Part] = []
+    _add_leaves(path, branch, proven, leaves)
     if len(leaves) != 5:
         got = ", ".join(name_of(leaf.module) for leaf in leaves)
         raise Unfit(f"expected {path} to be convolution, norm, convolution, norm and ReLU, got {got}")
@@ -131,39 +153,69 @@ def _parts(path: str, branch: nn.Module, proven: frozenset[type]) -> tuple[_Part
     channels = depthwise.module.in_channels if type(depthwise.module) is nn.Conv2d else 0
     _check_convolution(depthwise, 3, channels, channels)
     _check_convolution(pointwise, 1, channels, 1)
-    for part in (norm, out_norm):
-        _check_norm(part)
-    if type(relu.module) is not nn.ReLU:
+    _check_norm(norm, channels)
+    _check_norm(out_norm, pointwise.module.out_channels)
+    if type(relu.module) is not nn.ReLU or not _is_transparent(relu.module):
         raise Unfit(f"{relu.name} is a {name_of(relu.module)}")
     return depthwise, norm, pointwise, out_norm
 
 
+def _add_leaves(path: str, module: nn.Module, proven: Mapping[str, Proof], leaves: list[_Part]) -> None:
+    """In the order of execution; one that stands in two places runs twice."""
+    if (odd := oddity(module)) is not None:
+        raise Unfit(f"{path} {odd}")
+    if not module._modules:
+        leaves.append(_Part(path, module))
+        return
+    if not _is_transparent(module) and proven.get(path) != (type(module), _settings(module)):
+        raise Unfit(f"{path} is a {name_of(module)}")
+    for name, child in module._modules.items():
+        if child is not None:
+            _add_leaves(f"{path}.{name}", child, proven, leaves)
+
+
+# The forward of each class that is known here, as it was defined: a patched one does something else.
+_FORWARDS: dict[type, Any] = {
+    kind: kind.forward for kind in (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU)
+}
+_Module = TypeVar("_Module", bound=type[nn.Module])
+
+
+def runs_children_in_order(cls: _Module) -> _Module:
+    """Decorates a container of this package whose forward does that, and no more."""
+    _FORWARDS[cls] = cls.forward
+    return cls
+
+
 def _is_transparent(module: nn.Module) -> bool:
-    """Whether a module is known to run its children in order, and no more."""
-    return type(module) is nn.Sequential or type(module).__module__.startswith("jpu_cuda.")
+    """Whether a container is known to run its children in order, and no more."""
+    kind = type(module)
+    return kind in _FORWARDS and kind.forward is _FORWARDS[kind]
 
 
 def _check_convolution(part: _Part, kernel: int, channels: int, groups: int) -> None:
     conv = part.module
-    if type(conv) is not nn.Conv2d:
+    if type(conv) is not nn.Conv2d or not _is_transparent(conv):
         raise Unfit(f"{part.name} is a {name_of(conv)}")
     if conv.bias is not None:
         raise Unfit(f"{part.name} has a bias")
-    padding = conv.dilation[0] * (kernel // 2)
-    got = conv.kernel_size, conv.stride, conv.padding, conv.padding_mode, conv.in_channels, conv.groups
-    expected = (kernel, kernel), (1, 1), (padding, padding), "zeros", channels, groups
-    if got != expected or conv.dilation[0] != conv.dilation[1] or (groups > 1 and conv.out_channels != channels):
-        raise Unfit(f"{part.name} is no {'pointwise' if kernel == 1 else 'depthwise 3×3'} convolution: {conv}")
+    dilation = conv.dilation[0] if isinstance(conv.dilation, tuple) else 0
+    padding = dilation * (kernel // 2)
+    got = conv.kernel_size, conv.stride, conv.dilation, conv.padding, conv.padding_mode, conv.in_channels, conv.groups
+    expected = (kernel, kernel), (1, 1), (dilation, dilation), (padding, padding), "zeros", channels, groups
+    if got != expected or dilation < 1 or (groups > 1 and conv.out_channels != channels):
+        raise Unfit(f"{part.name} is no {'pointwise' if kernel == 1 else 'depthwise 3×3'} convolution of stride 1")
 
 
-def _check_norm(part: _Part) -> None:
+def _check_norm(part: _Part, channels: int) -> None:
     norm = part.module
-    if _is_frozen(norm):
-        return
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        raise Unfit(f"{part.name} is a {name_of(norm)}")
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        raise Unfit(f"{part.name} takes batch statistics")
+    if not _is_frozen(norm):
+        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not _is_transparent(norm):
+            raise Unfit(f"{part.name} is a {name_of(norm)}")
+        if norm.training or norm.running_mean is None or norm.running_var is None:
+            raise Unfit(f"{part.name} takes batch statistics")
+    if any(value is not None and value.shape != (channels,) for value in _tensors_of_norm(part)):
+        raise Unfit(f"{part.name} is of other channels than {channels}")
 
 
 def _is_frozen(norm: nn.Module) -> bool:
@@ -178,9 +230,3 @@ def _tensors_of_norm(part: _Part) -> tuple[Tensor | None, Tensor | None, Tensor,
 
 def _listed(things: set[Any]) -> str:
     return " and ".join(sorted(map(str, things)))
-
-
-def _dtype_in_branches(like: Tensor) -> torch.dtype:
-    if is_autocasting(like.device) and like.dtype != torch.float64:
-        return torch.get_autocast_dtype(like.device.type)
-    return like.dtype

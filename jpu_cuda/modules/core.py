@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +16,7 @@ from .. import functional
 from .._checks import check_levels, same_for_convolution
 from ..backend import choose
 from ..ops.separable_pyramid import why_not
-from .branches import Branches, Unfit, read
+from .branches import Branches, Proof, Unfit, read
 from .layout import Layout
 
 
@@ -35,8 +37,8 @@ class JointPyramid(nn.Module):
     level_channels: tuple[int, ...]
     # Keyword arguments of F.interpolate: mode and align_corners.
     up_kwargs: dict[str, Any]
-    # Foreign classes in the branches whose forward was found to be the family's; see branches.foreign_classes.
-    proven_classes: frozenset[type] = frozenset()
+    # What is foreign in the branches and was found to run as the family's; see branches.prove.
+    proven: Mapping[str, Proof] = MappingProxyType({})
     # JUM alone puts the upsampled coarsest level before its branches.
     emits_coarsest: ClassVar[bool] = False
 
@@ -115,7 +117,7 @@ class JointPyramid(nn.Module):
             Unfit: PyTorch runs the branches instead.
         """
         named = [(self.layout.branch(i), self.branch(i)) for i in range(self.num_branches)]
-        branches = read(named, self.proven_classes, like)
+        branches = read(named, self.proven, like)
         if self.emits_coarsest:
             raise Unfit("the upsampled coarsest level is needed too")
         if forward_ad._current_level >= 0:
@@ -134,12 +136,13 @@ class JointPyramid(nn.Module):
             others = [F.interpolate(x, size, **self.up_kwargs) for x in others]
         align_corners = bool(self.up_kwargs.get("align_corners", False))
         depthwise, pointwise, dilations, *norms = branches
-        small = [x for x in others if x.shape[2:] != size]
+        # An exported program may be called with other sizes: there, all are resized, which changes nothing.
+        small = [torch.compiler.is_exporting() or x.shape[2:] != size for x in others]
         *found, scale, shift, out_scale, out_shift = torch.ops.jpu_cuda.upsample_fold(
-            [first, *small], align_corners, *norms
+            [first, *itertools.compress(others, small)], align_corners, *norms
         )
         resized = iter(found)
-        levels = [first, *(x if x.shape[2:] == size else next(resized) for x in others)]
+        levels = [first, *(next(resized) if is_small else x for x, is_small in zip(others, small, strict=True))]
         if self.layout.coarsest_first:
             levels.reverse()
         return torch.ops.jpu_cuda.separable_pyramid(

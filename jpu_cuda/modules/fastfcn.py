@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._checks import check_levels
+from .branches import runs_children_in_order
 from .core import JointPyramid, conv_norm_relu
 from .layout import FASTFCN, TRAMAC
 from .layout import JUM as JUM_LAYOUT
@@ -38,6 +39,7 @@ def _default_up_kwargs() -> dict[str, Any]:
     return {"mode": "bilinear", "align_corners": True}
 
 
+@runs_children_in_order
 class SeparableConv2d(nn.Module):
     """Depthwise 3×3 convolution, norm, pointwise convolution; no activation between them."""
 
@@ -58,6 +60,7 @@ class SeparableConv2d(nn.Module):
         return self.pointwise(self.bn(self.get_submodule(self.depthwise_name)(x)))
 
 
+@runs_children_in_order
 class _TramacSeparableConv2d(SeparableConv2d):
     depthwise_name = "conv"
 

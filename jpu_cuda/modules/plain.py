@@ -15,6 +15,10 @@ def hooks_everywhere() -> bool:
     )
 
 
+# What an object may have instead of its class, to compute something else.
+_OWN = {"forward", "_conv_forward", "_check_input_dim", "_call_impl"}
+
+
 def oddity(module: nn.Module) -> str | None:
     """What makes a module other than plain: "has hooks", "is parametrised", "has a forward of its own"; or None.
 
@@ -22,7 +26,7 @@ def oddity(module: nn.Module) -> str | None:
     """
     if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
         return "has hooks"
-    if "forward" in vars(module):
+    if not _OWN.isdisjoint(vars(module)) or vars(module).get("_compiled_call_impl") is not None:
         return "has a forward of its own"
     return "is parametrised" if "parametrizations" in module._modules else None
 

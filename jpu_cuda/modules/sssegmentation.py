@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..mmseg import LevelledJPU
+from .branches import runs_children_in_order
 from .core import conv_norm_relu
 from .layout import SSSEGMENTATION
 
 
+@runs_children_in_order
 class DepthwiseSeparableConv2d(nn.Module):
     """Depthwise 3×3 convolution and norm, then pointwise convolution, norm and ReLU."""
 

@@ -61,7 +61,8 @@ class UpsampleFold(Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         count, norms = ctx.levels, len(ctx.eps)
         needed = ctx.needs_input_grad[3:]
-        mean, var = ctx.saved_tensors[:norms], ctx.saved_tensors[norms:]
+        saved = ctx.saved_tensors
+        mean, var = saved[:norms], saved[norms:]
         wanted = [g if n else None for g, n in zip(gradients[: count - 1], needed[1:count], strict=True)]
         pairs = [(g, shape) for g, shape in zip(wanted, ctx.shapes[1:], strict=True) if g is not None]
         images, shapes = [g for g, _ in pairs], [shape for _, shape in pairs]
