@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import assert_within, to_numpy
+from helpers import assert_no_worse_than, assert_within, max_error, to_numpy
 from torch import Tensor
 
 from jpu_cuda.ops._library import sum_dtype
+from jpu_cuda.reference import norms as by_torch
 from jpu_cuda.reference.loops import Bounded
 
 
@@ -24,9 +25,12 @@ class Fold:
     dtype: torch.dtype = torch.float32
     wide: bool = True  # norms in the type of sums, not in that of the levels
     without: tuple[str, ...] = ()  # of the first and last norm: "weight", "bias"
+    absent: tuple[tuple[str, int], ...] = ()  # the same of any norm; numbers past the last count anew
     sizes: tuple[tuple[int, int], ...] = ((6, 8), (3, 4), (2, 5))
     batch: int = 2
     eps: tuple[float, ...] = (1e-5, 1e-3, 0.5)
+    align_corners: bool = True
+    layout: torch.memory_format = torch.contiguous_format
     device: str = "cpu"
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
@@ -41,17 +45,29 @@ class Fold:
             ]
 
         weight, bias, mean, var = values(-1.5, 1.5), values(-2, 2), values(-3, 3), values(0.01, 4)
-        for name, part in (("weight", weight), ("bias", bias)):
-            if name in self.without:
-                part[0] = part[-1] = None
-        levels = [
-            torch.randn(self.batch, 3 + i, *size, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
-            for i, size in enumerate(self.sizes)
-        ]
-        return levels, True, weight, bias, mean, var, [self.eps[i % len(self.eps)] for i in range(len(norms))]
+        for name, i in (*((name, i) for name in self.without for i in (0, -1)), *self.absent):
+            {"weight": weight, "bias": bias}[name][i % len(norms)] = None
+        levels = self._images(generator, self.sizes)
+        eps = [self.eps[i % len(self.eps)] for i in range(len(norms))]
+        return levels, self.align_corners, weight, bias, mean, var, eps
 
-    def term_gradients(self) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(9)
+    def _images(self, generator: torch.Generator, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        return [
+            torch.randn(self.batch, 3 + i, *size, generator=generator, dtype=torch.float64)
+            .to(self.device, self.dtype)
+            .contiguous(memory_format=self.layout)
+            for i, size in enumerate(sizes)
+        ]
+
+    def level_gradients(self) -> tuple[Any, ...]:
+        """Of the resized levels, then what else upsample_backward takes."""
+        generator = torch.Generator().manual_seed(8)
+        gradients = self._images(generator, [self.sizes[0]] * len(self.sizes))[1:]
+        heights, widths = ([size[axis] for size in self.sizes[1:]] for axis in (0, 1))
+        return gradients, heights, widths, self.align_corners
+
+    def term_gradients(self, seed: int = 9) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
         shapes = [(self.branches, c) for c in self.channels for _ in range(2)]
         return [
             torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.device, sum_dtype(self.dtype))
@@ -73,27 +89,52 @@ def assert_near(actual: Tensor, truth: np.ndarray, bound: np.ndarray) -> None:
 
 
 def check_terms(case: Fold) -> None:
-    """Half an ulp each for var + eps (which the root halves), eps, root, quotient and the fused shift."""
+    """Half an ulp each for var + eps (which the root halves), eps, root, quotient and the fused shift.
+
+    And altogether no worse than PyTorch's arithmetic.
+    """
     arguments = case.arguments()
-    *resized, scale, shift, out_scale, out_shift = fold(arguments)
-    assert scale.dtype == shift.dtype == out_scale.dtype == out_shift.dtype == sum_dtype(case.dtype)
-    ulp = np.longdouble(torch.finfo(scale.dtype).eps / 2)
-    rows = [*zip(scale, shift, strict=True), *zip(out_scale, out_shift, strict=True)]
-    for (scale, shift), weight, bias, mean, var, eps in zip(rows, *arguments[2:], strict=True):
-        right = exact(weight, 1) / np.sqrt(exact(var) + np.longdouble(eps))
-        assert_near(scale, right, 3 * ulp * np.abs(right))
-        centre = exact(mean) * right
-        assert_near(shift, exact(bias) - centre, ulp * (np.abs(exact(bias) - centre) + 3 * np.abs(centre)))
-    levels = arguments[0]
-    expected = torch.ops.jpu_cuda.upsample(levels[1:], *levels[0].shape[2:], True) if len(levels) > 1 else []
-    assert len(resized) == len(expected)
-    assert all(map(torch.equal, resized, expected))
+    levels, align_corners, *norms = arguments
+    out = fold(arguments)
+    resized, terms = out[:-4], out[-4:]
+    dtype = sum_dtype(case.dtype)
+    assert {term.dtype for term in terms} == {dtype}
+    draws = [case.arguments(seed)[2:] for seed in range(8)]
+    truths = [true_terms(*draw) for draw in draws]
+    ulp = np.longdouble(torch.finfo(dtype).eps / 2)
+    rows, right = ([*zip(*four[:2], strict=True), *zip(*four[2:], strict=True)] for four in (terms, truths[0]))
+    for (scale, shift), (true_scale, true_shift), bias in zip(rows, right, norms[1], strict=True):
+        assert_near(scale, true_scale, 3 * ulp * np.abs(true_scale))
+        assert_near(shift, true_shift, ulp * (np.abs(true_shift) + 3 * np.abs(exact(bias) - true_shift)))
+    baselines = [[*map(max_error, by_torch.fold(*d, dtype), t)] for d, t in zip(draws, truths, strict=True)]
+    for got, truth, errors in zip(terms, truths[0], zip(*baselines, strict=True), strict=True):
+        assert_no_worse_than(got, truth, errors)
+    expected = torch.ops.jpu_cuda.upsample(levels[1:], *levels[0].shape[2:], align_corners) if len(levels) > 1 else []
+    assert_same(resized, expected)
+
+
+def true_terms(*norms: Any) -> list[np.ndarray]:
+    """The four terms in extended precision."""
+    scales, shifts = [], []
+    for weight, bias, mean, var, eps in zip(*norms, strict=True):
+        scales.append(exact(weight, 1) / np.sqrt(exact(var) + np.longdouble(eps)))
+        shifts.append(exact(bias) - exact(mean) * scales[-1])
+    half = len(scales) // 2
+    return [np.stack(part) for part in (scales[:half], shifts[:half], scales[half:], shifts[half:])]
+
+
+def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    assert len(actual) == len(expected)
+    assert all(map(torch.equal, actual, expected))
+    assert [x.stride() for x in actual] == [x.stride() for x in expected]
 
 
 def check_gradients(case: Fold) -> None:
+    """Of weights half an ulp more than scales, and their own; of biases their own; of levels upsample_backward's."""
     *_, mean, var, eps = case.arguments()
-    terms, count = case.term_gradients(), 2 * case.branches
-    found = torch.ops.jpu_cuda.upsample_fold_backward([], [], [], True, terms, mean, var, eps, [1] * 2 * count)
+    images, terms, count = case.level_gradients(), case.term_gradients(), 2 * case.branches
+    found = torch.ops.jpu_cuda.upsample_fold_backward(*images, terms, mean, var, eps, [1] * 2 * count)
+    levels, found = found[: len(images[0])], found[len(images[0]) :]
     ulp = np.longdouble(torch.finfo(sum_dtype(case.dtype)).eps / 2)
     rows = [*zip(*terms[:2], strict=True), *zip(*terms[2:], strict=True)]
     for (scale, shift), weight, bias, m, v, e in zip(rows, found[:count], found[count:], mean, var, eps, strict=True):
@@ -101,3 +142,4 @@ def check_gradients(case: Fold) -> None:
         assert weight.dtype == bias.dtype == m.dtype
         assert_near(weight, right, (torch.finfo(m.dtype).eps / 2 + 4 * ulp) * np.abs(right))
         assert torch.equal(bias, shift.to(m.dtype))
+    assert_same(levels, torch.ops.jpu_cuda.upsample_backward(*images) if images[0] else [])

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import needs_host
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from jpu_cuda import host
 from jpu_cuda.ops._library import DTYPES
+from jpu_cuda.reference.norms import fold_backward
+from jpu_cuda.reference.upsample_concat import upsample_backward
 
 pytestmark = needs_host
 
@@ -38,6 +41,9 @@ CASES = {
     "without both": Fold(without=("weight", "bias")),
     "one level": Fold(sizes=((4, 5),)),
     "an empty batch": Fold(batch=0),
+    "each lacks something else": Fold(absent=(("weight", 1), ("bias", 2), ("weight", 3), ("bias", 3))),
+    "corners apart": Fold(align_corners=False),
+    "channels last": Fold(layout=torch.channels_last),
 }
 
 
@@ -58,10 +64,12 @@ def test_terms_and_gradients(name: str, dtype: torch.dtype, wide: bool) -> None:
         channels=st.tuples(st.integers(1, 300), st.integers(1, 300)),
         dtype=st.sampled_from(DTYPES),
         wide=st.booleans(),
-        without=st.sets(st.sampled_from(["weight", "bias"])).map(tuple),
+        absent=st.lists(st.tuples(st.sampled_from(["weight", "bias"]), st.integers(0, 15)), max_size=8).map(tuple),
         sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4).map(tuple),
         batch=st.integers(0, 2),
         eps=st.lists(st.floats(0, 2), min_size=1, max_size=4).map(tuple),
+        align_corners=st.booleans(),
+        layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     )
 )
 def test_norms_of_any_number_and_size(case: Fold) -> None:
@@ -106,6 +114,17 @@ def test_one_launch_serves_the_norms_and_up_to_16_levels(levels: int, launches: 
     check_terms(case)
 
 
+def test_later_launches_are_those_of_levels_alone() -> None:
+    case = Fold(3, (700, 5), sizes=((4, 5),) + ((2, 3),) * 20)
+    arguments = case.arguments()
+    with host.record() as alone:
+        torch.ops.jpu_cuda.upsample(arguments[0][1:], 4, 5, True)
+    with host.record() as launches:
+        fold(arguments)
+    blocks = 3 * 3 + 3  # of 256 channels
+    assert [launch.blocks for launch in launches] == [alone[0].blocks + blocks, alone[1].blocks]
+
+
 def leaves(case: Fold) -> tuple[tuple[Any, ...], list[Tensor]]:
     """Arguments of which all that has a gradient needs one, and those."""
     levels, align, weight, bias, *rest = case.arguments()
@@ -127,6 +146,26 @@ def test_only_what_is_needed_is_computed(part: int, index: int, bytes_written: i
     assert [launch.kernel for launch in launches] == ["upsample_concat backward"]
     written = launches[0].counters["global_writes"]
     assert sum(size * count for size, count in written.items()) == bytes_written
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_each_gradient_alone_is_what_it_is_among_all(dtype: torch.dtype) -> None:
+    case = Fold(dtype=dtype, wide=False)
+    rest = (case.term_gradients(), *case.arguments()[4:])
+    backward = torch.ops.jpu_cuda.upsample_fold_backward
+    every = backward([], [], [], True, *rest, [1] * 8)
+    for i, expected in enumerate(every):
+        (found,) = backward([], [], [], True, *rest, [int(i == j) for j in range(8)])
+        assert torch.equal(found, expected)
+
+
+def test_the_first_level_has_no_gradient_and_costs_no_launch() -> None:
+    arguments = Fold().arguments()
+    first = arguments[0][0].requires_grad_()
+    out = fold(arguments)
+    with host.record() as launches:
+        assert torch.autograd.grad([x.sum() for x in out], first, allow_unused=True) == (None,)
+    assert launches == []
 
 
 def test_terms_without_a_gradient_count_as_zero() -> None:
@@ -152,6 +191,35 @@ def test_every_entry_of_the_derivatives_checks(without: tuple[str, ...]) -> None
 
     assert torch.autograd.gradcheck(call, needing)
     assert torch.autograd.gradgradcheck(call, needing)
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["norms in sums' type", "norms in levels' type"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_are_the_derivatives_with_and_without_a_graph(dtype: torch.dtype, wide: bool) -> None:
+    case = Fold(dtype=dtype, wide=wide, absent=(("weight", 1), ("bias", 2)))
+    arguments, needing = leaves(case)
+    images, terms = case.level_gradients(), case.term_gradients()
+    out = fold(arguments)
+    every = torch.ops.jpu_cuda.upsample_fold_backward(*images, terms, *arguments[4:], [1] * 8)
+    missing = (2 + 1, 2 + 4 + 2)  # after the gradients of two levels: a weight's and a bias's
+    expected = [g for i, g in enumerate(every) if i not in missing]
+    got = torch.autograd.grad(out, needing, [*images[0], *terms], retain_graph=True)
+    assert all(map(torch.equal, got, expected))
+    # A graph is made of PyTorch's own operators.
+    *statistics, eps = arguments[4:]
+    asked = [i not in missing for i in range(2, 10)]
+    plain = [*upsample_backward(*images), *fold_backward(terms, *statistics, eps, asked)]
+    with_graph = torch.autograd.grad(out, needing, [*images[0], *terms], create_graph=True)
+    assert all(map(torch.equal, with_graph, plain))
+    assert [x.dtype for x in with_graph] == [x.dtype for x in needing]
+
+
+def test_statistics_that_change_before_the_derivative_are_noticed() -> None:
+    arguments, needing = leaves(Fold())
+    out = fold(arguments)
+    arguments[5][0].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(out[-4].sum(), needing[2])
 
 
 def test_one_tensor_may_weigh_two_norms() -> None:
@@ -209,6 +277,23 @@ def test_compiled_equals_eager(backend: str) -> None:
     assert [launch.kernel for launch in launches] == ["upsample_concat forward", "upsample_concat backward"]
     assert all(map(torch.equal, out, expected))
     assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("wide", [True, False], ids=["norms in sums' type", "norms in levels' type"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_fake_results_look_like_real_ones(dtype: torch.dtype, wide: bool, layout: torch.memory_format) -> None:
+    case = Fold(3, dtype=dtype, wide=wide, layout=layout)
+    arguments = case.arguments()
+    backward = (*case.level_gradients(), [*case.term_gradients()[:3], None], *arguments[4:], [1, 0, 1] * 4)
+    operators = torch.ops.jpu_cuda.upsample_fold, torch.ops.jpu_cuda.upsample_fold_backward
+    for operator, values in zip(operators, (arguments, backward), strict=True):
+        real, fake = operator(*values), operator(*on_meta(values))
+        assert [(x.shape, x.stride(), x.dtype) for x in fake] == [(x.shape, x.stride(), x.dtype) for x in real]
+
+
+def on_meta(arguments: Sequence[Any]) -> list[Any]:
+    return tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, list(arguments))
 
 
 def test_without_kernels_the_operators_are_the_references(tmp_path: Path) -> None:
@@ -269,12 +354,31 @@ def _first(tensor: Tensor) -> Callable[[list[Any]], list[Any]]:
         ),
         (changed(4, lambda x: [x[0], torch.ones(8), *x[2:]]), r"mean\[1\]: expected shape \[7\], got \[8\]"),
         (changed(5, lambda x: [*x[:3], torch.ones(1, 5)]), r"var\[3\]: expected shape \[5\], got \[1, 5\]"),
+        (changed(4, lambda x: [torch.ones(7).half(), *x[1:]], Fold(dtype=torch.float64)), "Double or Double, got Half"),
+        (
+            changed(4, lambda x: [torch.ones(7).double(), *x[1:]], Fold(dtype=torch.float16)),
+            "Half or Float, got Double",
+        ),
+        (changed(4, lambda x: [torch.ones(0), *x[1:]]), "norms: expected 1 to 2147483647 channels, got 0"),
+        (changed(4, lambda x: [x[0], x[1].half(), *x[2:]]), r"mean\[1\]: expected dtype Float, got Half"),
+        (changed(5, lambda x: [x[0].double(), *x[1:]]), r"var\[0\]: expected dtype Float, got Double"),
+        (changed(5, lambda x: [torch.ones(14)[::2], *x[1:]]), r"var\[0\]: expected a contiguous tensor"),
+        (changed(0, lambda x: [y.int() for y in x]), "dtype: expected float64, float32, float16 or bfloat16, got Int"),
         (changed(4, lambda x: [torch.ones(7, requires_grad=True), *x[1:]]), "norms: expected statistics that need no"),
     ],
 )
 def test_the_operator_says_what_is_wrong(call: Callable[[], Any], message: str) -> None:
     with pytest.raises((RuntimeError, ValueError), match=message):
         call()
+
+
+def test_the_binding_counts_weights_and_biases_itself() -> None:
+    """Autograd, which does so first, takes no part in inference mode."""
+    levels, align, weight, bias, *rest = Fold().arguments()
+    with torch.inference_mode():
+        for parts, got in (((weight[1:], bias), "3 and 4"), ((weight, bias[1:]), "4 and 3")):
+            with pytest.raises(RuntimeError, match=f"norms: expected 4 weights and biases, got {got}"):
+                fold([levels, align, *parts, *rest])
 
 
 @pytest.mark.parametrize("count", [0, 3, 18])
@@ -296,9 +400,20 @@ def test_the_derivative_says_what_is_wrong() -> None:
         (terms, [1] * 7, "expected 4 terms and 8 numbers, got 4 and 7"),
         ([terms[2], *terms[1:]], [1] * 8, r"terms\[0\]: expected shape \[2, 7\], got \[2, 5\]"),
         ([terms[0].double(), *terms[1:]], [1] * 8, r"terms\[0\]: expected dtype Float, got Double"),
+        ([*terms[:3], terms[3].t().contiguous().t()], [1] * 8, r"terms\[3\]: expected a contiguous tensor"),
     ):
         with pytest.raises(RuntimeError, match=message):
             backward([], [], [], True, gradients, mean, var, eps, needed)
+    gradients, heights, widths, _ = case.level_gradients()
+    for images, message in (
+        ((gradients, heights[1:], widths), "sizes: expected one height and width a gradient, got 1 and 2 for 2"),
+        ((gradients, [0, 2], widths), r"sizes\[0\]: expected height and width from 1"),
+        (([x.double() for x in gradients], heights, widths), r"mean\[0\]: expected dtype Double or Double, got Float"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            backward(*images, True, terms, mean, var, eps, [1] * 8)
+    with pytest.raises(RuntimeError, match="mean: expected at least one, got none"):
+        backward([], [], [], True, terms, [], [], [], [])
     with pytest.raises(RuntimeError, match="differentiate upsample_fold twice, which works"):
         backward([], [], [], True, [terms[0].requires_grad_(), *terms[1:]], mean, var, eps, [1] * 8)
 
@@ -312,8 +427,11 @@ def test_fake_kernels_refuse_what_the_binding_refuses() -> None:
     ):
         arguments = list(Fold().arguments())
         arguments[index] = change(arguments[index])
-        meta = [
-            [y.to("meta") if isinstance(y, Tensor) else y for y in x] if isinstance(x, list) else x for x in arguments
-        ]
         with pytest.raises(ValueError, match=message):
-            fold(meta)
+            fold(on_meta(arguments))
+    case = Fold()
+    gradients, *sizes = case.level_gradients()
+    rest = [case.term_gradients(), *case.arguments()[4:], [1] * 8]
+    cut = [gradients[0], gradients[1][..., 1:]]
+    with pytest.raises(ValueError, match=r"gradients\[1\]: expected height and width \(6, 8\) as gradients\[0\]"):
+        torch.ops.jpu_cuda.upsample_fold_backward(*on_meta([cut, *sizes, *rest]))

@@ -191,7 +191,7 @@ def _(levels: list[Tensor], height: int, width: int, align_corners: bool) -> lis
 
 
 @register_fake("upsample_backward")
-def _(gradients: list[Tensor], heights: list[int], widths: list[int], align_corners: bool) -> list[Tensor]:
+def fake_backward(gradients: list[Tensor], heights: list[int], widths: list[int], align_corners: bool) -> list[Tensor]:
     check_images("gradients", gradients)
     for i, (gradient, height, width) in enumerate(zip(gradients, heights, widths, strict=True)):
         check_size(f"sizes[{i}]", height, width)

@@ -17,7 +17,6 @@ from ..reference import upsample_concat as reference
 from ..reference.norms import fold, fold_backward
 from ._library import (
     check_images,
-    check_size,
     define,
     empty_image,
     is_batched,
@@ -27,6 +26,7 @@ from ._library import (
     register_reference,
     sum_dtype,
 )
+from .upsample_concat import fake_backward
 
 # The levels after the first, resized to its size; then scale and shift [D, C], out_scale and out_shift [D, O], float32
 # or, for float64, float64.
@@ -151,10 +151,6 @@ def _(
     gradients: list[Tensor], heights: list[int], widths: list[int], align_corners: bool, terms: Any, *rest: Any
 ) -> list[Tensor]:
     mean, var, eps, needed = rest
-    if gradients:
-        check_images("gradients", gradients)
+    images = fake_backward(gradients, heights, widths, align_corners) if gradients else []
     _check_norms(mean, var, eps)
-    for i, (height, width) in enumerate(zip(heights, widths, strict=True)):
-        check_size(f"sizes[{i}]", height, width)
-    images = [empty_image(g, g.shape[1], h, w, [g]) for g, h, w in zip(gradients, heights, widths, strict=True)]
     return [*images, *(torch.empty_like(m) for m, wanted in zip([*mean, *mean], needed, strict=True) if wanted)]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from folds import Fold, check_gradients, check_terms, fold
+from torch import Tensor
 
+from jpu_cuda import host
 from jpu_cuda.ops._library import DTYPES
 
-CASES = (Fold(), Fold(3, (300, 5)), Fold(1, (1, 257), without=("weight",)), Fold(8, (3, 9), without=("bias",), batch=0))
+CASES = (
+    Fold(),
+    Fold(3, (300, 5), align_corners=False),
+    Fold(1, (1, 257), without=("weight",), sizes=((4, 5),)),
+    Fold(8, (3, 9), without=("bias",), batch=0),
+)
 
 
 def norms_are_folded() -> None:
@@ -27,7 +36,15 @@ def gradients_of_norms_are_right() -> None:
 
 
 def norms_go_with_the_first_launch() -> None:
-    check_terms(Fold(sizes=((4, 5),) + ((2, 3),) * 20))
+    case = Fold(sizes=((4, 5),) + ((2, 3),) * 20)
+    check_terms(case)
+    arguments = case.arguments()
+    with host.record() as alone:
+        torch.ops.jpu_cuda.upsample(arguments[0][1:], 4, 5, True)
+    with host.record() as launches:
+        fold(arguments)
+    expected, got = [alone[0].blocks + 4, alone[1].blocks], [launch.blocks for launch in launches]
+    assert got == expected, f"expected {expected} blocks, got {got}"
 
 
 def levels_are_resized_beside_norms_backward() -> None:
@@ -49,6 +66,56 @@ def levels_are_resized_beside_norms_backward() -> None:
     assert not any(x.any() for x in torch.ops.jpu_cuda.upsample_fold_backward(*nothing)[2:])
 
 
+def wrong_norms_are_refused() -> None:
+    """Beyond autograd, which counts them first."""
+    case = Fold()
+    levels, align, *norms = case.arguments()
+    terms, (images, *sizes, _) = case.term_gradients(), case.level_gradients()
+    _, _, mean, var, eps = norms
+    backward, vectors = torch.ops.jpu_cuda.upsample_fold_backward, [torch.ones(3)]
+
+    def forward(part: int, value: list[Any]) -> Callable[[], object]:
+        return lambda: fold([levels, align, *norms[:part], value, *norms[part + 1 :]])
+
+    def all_of(count: int) -> Callable[[], object]:
+        return lambda: fold([levels, align, *[vectors * count] * 4, [0.5] * count])
+
+    def of_terms(value: list[Tensor | None], needed: int = 8) -> Callable[[], object]:
+        return lambda: backward(images, *sizes, align, value, mean, var, eps, [1] * needed)
+
+    refusals: list[tuple[str, Callable[[], object]]] = [
+        ("levels[0]: expected 4 dimensions", lambda: fold([[levels[0][0]], align, *norms])),
+        ("levels[0]: expected height and width", lambda: fold([[levels[0][..., :0]], align, *norms])),
+        ("an even number from 2 to 16, got 0", all_of(0)),
+        ("an even number from 2 to 16, got 3", all_of(3)),
+        ("an even number from 2 to 16, got 18", all_of(18)),
+        ("an even number from 2 to 16, got 4, 3", forward(3, var[1:])),
+        ("an even number from 2 to 16, got 4, 4 and 3", forward(4, eps[1:])),
+        ("expected 4 weights and biases, got 3 and 4", forward(0, norms[0][1:])),
+        ("expected 4 weights and biases, got 4 and 3", forward(1, norms[1][1:])),
+        ("mean[0]: expected dtype Float or Float, got Double", forward(2, [x.double() for x in mean])),
+        ("var[1]: expected dtype Float, got Half", forward(3, [var[0], var[1].half(), *var[2:]])),
+        ("var[1]: expected shape [7], got [8]", forward(3, [var[0], torch.ones(8), *var[2:]])),
+        ("mean[3]: expected a contiguous tensor", forward(2, [*mean[:3], torch.ones(10)[::2]])),
+        ("expected 1 to 2147483647 channels, got 0", forward(2, [torch.ones(0), *mean[1:]])),
+        ("weight[0]: expected dtype Float, got Half", forward(0, [norms[0][0].half(), *norms[0][1:]])),
+        ("bias[3]: expected shape [5], got [6]", forward(1, [*norms[1][:3], torch.ones(6)])),
+        ("expected 4 terms and 8 numbers, got 3 and 8", of_terms(list(terms[:3]))),
+        ("expected 4 terms and 8 numbers, got 4 and 7", of_terms(list(terms), 7)),
+        ("terms[2]: expected dtype Float, got Double", of_terms([*terms[:2], terms[2].double(), terms[3]])),
+        ("terms[2]: expected shape [2, 5], got [2, 7]", of_terms([*terms[:2], *terms[:2]])),
+        ("mean: expected at least one", lambda: backward(images, *sizes, align, terms, [], [], [], [])),
+    ]
+    with torch.inference_mode():
+        for message, call in refusals:
+            try:
+                call()
+                got = "no error"
+            except RuntimeError as error:
+                got = str(error)
+            assert message in got, f"expected {message!r}, got {got[:200]!r}"
+
+
 CHECKS = {
     function.__name__: function
     for function in (
@@ -56,5 +123,6 @@ CHECKS = {
         gradients_of_norms_are_right,
         norms_go_with_the_first_launch,
         levels_are_resized_beside_norms_backward,
+        wrong_norms_are_refused,
     )
 }
