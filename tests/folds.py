@@ -66,8 +66,8 @@ class Fold:
         heights, widths = ([size[axis] for size in self.sizes[1:]] for axis in (0, 1))
         return gradients, heights, widths, self.align_corners
 
-    def term_gradients(self, seed: int = 9) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
+    def term_gradients(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(9)
         shapes = [(self.branches, c) for c in self.channels for _ in range(2)]
         return [
             torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.device, sum_dtype(self.dtype))
@@ -124,9 +124,10 @@ def true_terms(*norms: Any) -> list[np.ndarray]:
 
 
 def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    assert len(actual) == len(expected)
-    assert all(map(torch.equal, actual, expected))
-    assert [x.stride() for x in actual] == [x.stride() for x in expected]
+    assert len(actual) == len(expected), f"expected {len(expected)} levels, got {len(actual)}"
+    for i, (x, y) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(x, y), f"level {i}: expected what upsample and its adjoint make of it"
+        assert x.stride() == y.stride(), f"level {i}: expected strides {y.stride()}, got {x.stride()}"
 
 
 def check_gradients(case: Fold) -> None:

@@ -305,11 +305,11 @@ FAULTS = [
         "One norm too many goes to the second half.",
     ),
     Fault(
-        "fold-binding-too-many-norms",
+        "fold-binding-fewer-norms",
         _BINDING,
         "count <= kMaxNorms && ",
-        "",
-        "More norms are written than parameters have room for.",
+        "count < kMaxNorms && ",
+        "Eight branches are refused.",
     ),
     Fault(
         "fold-binding-dtype-of-norms-unchecked",
