@@ -86,9 +86,8 @@ def test_a_mean_of_ten_thousand_deviations_costs_no_more_than_in_pytorch() -> No
         x = mean[0] + torch.randn(1000, 64, generator=torch.Generator().manual_seed(seed), dtype=dtype) * var[0].sqrt()
         scale, shift, *_ = fold([levels[:1], True, weight, bias, mean, var, eps])
         truth = F.batch_norm(*(y.double() for y in (x, mean[0], var[0], weight[0], bias[0])), eps=eps[0])
-        mine = torch.addcmul(shift[0].double(), scale[0].double(), x.double()).to(
-            dtype
-        )  # fused, as the kernels have it
+        # Fused, as the kernels have it.
+        mine = torch.addcmul(shift[0].double(), scale[0].double(), x.double()).to(dtype)
         torchs = F.batch_norm(x, mean[0], var[0], weight[0], bias[0], eps=eps[0])
         errors.append([float((y.double() - truth).abs().max()) for y in (mine, torchs)])
     ours, theirs = (max(column) for column in zip(*errors, strict=True))
