@@ -9,6 +9,7 @@ import pytest
 import torch
 from foreign import FastFCNNeck
 from helpers import pyramid, randomise
+from served import CHANNELS, check_lower_precision, jpu_of
 from strategies import needs_host
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -17,13 +18,7 @@ from jpu_cuda import JPU, host, mmseg, models, replace_jpu, use_backend
 
 pytestmark = needs_host
 
-CHANNELS = (4, 8, 16)
 FUSED = ["upsample_concat forward", "separable_pyramid forward"]
-
-
-def jpu_of(norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d, seed: int = 0) -> JPU:
-    torch.manual_seed(seed)
-    return randomise(JPU(CHANNELS, width=8, norm_layer=norm_layer), seed).double().eval()
 
 
 def levels_of(**kwargs: Any) -> list[Tensor]:
@@ -110,72 +105,7 @@ def needing(jpu: nn.Module, levels: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("wide_norms", [False, True], ids=["norms alike", "norms in float32"])
 def test_lower_precision_is_no_worse_than_pytorchs(dtype: torch.dtype, wide_norms: bool) -> None:
-    """Of several draws, over all four branches; stages are left out, whose own error would hide the rest."""
-    errors: dict[str, list[tuple[float, float, float]]] = {}
-    for seed in range(4):
-        jpu = jpu_of(seed=seed).to(dtype)
-        jpu.conv3, jpu.conv4, jpu.conv5 = (nn.Sequential(nn.Identity()) for _ in range(3))
-        for module in jpu.modules():
-            if wide_norms and isinstance(module, nn.BatchNorm2d):
-                module.float()
-        levels = pyramid((8, 8, 8), dtype=dtype, seed=seed)
-        exact = copy.deepcopy(jpu).double()
-        magnitudes = _watch_norms(exact)
-        truth = _results(exact, [x.double() for x in levels], "reference")
-        passing = truth["out"] > 0.1  # so that rounding does not decide what passes the ReLU
-        truth, torchs, served = (
-            _results(module, [x.to(kind) for x in levels], backend, passing)
-            for module, kind, backend in (
-                (exact, torch.float64, "reference"),
-                (jpu, dtype, "reference"),
-                (jpu, dtype, "host"),
-            )
-        )
-        for name, right in truth.items():
-            if name in magnitudes and dtype == torch.float32:
-                # Sums that are not centred, over pixels and channels; PyTorch's are.
-                bound = (16 + 24 + passing[:, 0].numel()) * torch.finfo(dtype).eps / 2 * magnitudes[name]()
-                assert ((served[name].double() - right).abs() <= bound).all(), name
-                continue
-            found = [float((x[name].double() - right).abs().max()) for x in (served, torchs)]
-            rounding = torch.finfo(served[name].dtype).eps / 2 * float(right.abs().max())
-            errors.setdefault(name.translate(str.maketrans("", "", "1234")), []).append((*found, rounding))
-    for name, rows in errors.items():
-        ours, torchs, rounding = (max(column) for column in zip(*rows, strict=True))
-        assert ours <= 1.25 * torchs + rounding, (name, ours, torchs, rounding)
-
-
-def _results(module: JPU, levels: list[Tensor], backend: str, passing: Tensor | None = None) -> dict[str, Tensor]:
-    """The output, and gradients of the levels and of all parameters by name."""
-    module.zero_grad()
-    levels = [level.requires_grad_() for level in levels]
-    with use_backend(backend):
-        out = module.pyramid(levels)
-    gradient = torch.linspace(-1, 1, out.numel()).to(out.dtype).view_as(out)
-    out.backward(gradient if passing is None else gradient * passing)
-    gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
-    return {"out": out.detach(), **{f"level{i}": x.grad for i, x in enumerate(levels, start=1)}, **gradients}
-
-
-def _watch_norms(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    """For the name of each norm's weight, what gives the magnitude of its gradient's terms after a backward pass."""
-    found = {}
-    for name, norm in module.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            seen: dict[str, Tensor] = {}
-
-            def forward(norm: nn.Module, args: tuple[Tensor], out: Tensor, seen: dict[str, Tensor] = seen) -> None:
-                seen["x"] = args[0].detach().abs()
-                out.register_hook(lambda gradient: seen.update(gradient=gradient.abs()))
-
-            def magnitude(norm: nn.BatchNorm2d = norm, seen: dict[str, Tensor] = seen) -> Tensor:
-                x, gradient = seen["x"], seen["gradient"]
-                sums = (x + norm.running_mean.abs()[:, None, None]) * gradient
-                return sums.sum((0, 2, 3)) / (norm.running_var + norm.eps).sqrt()
-
-            norm.register_forward_hook(forward)
-            found[f"{name}.weight"] = magnitude
-    return found
+    check_lower_precision(dtype, wide_norms)
 
 
 def test_a_replaced_foreign_jpu_is_served() -> None:

@@ -1,0 +1,92 @@
+"""JPUs whose norms have fixed statistics, and what those that kernels serve are held to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from helpers import pyramid, randomise
+from torch import Tensor, nn
+
+from jpu_cuda import JPU, use_backend
+
+CHANNELS = (4, 8, 16)
+
+
+def jpu_of(norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d, seed: int = 0) -> JPU:
+    torch.manual_seed(seed)
+    return randomise(JPU(CHANNELS, width=8, norm_layer=norm_layer), seed).double().eval()
+
+
+def check_lower_precision(dtype: torch.dtype, wide_norms: bool, device: str = "cpu") -> None:
+    """Holds the output and all gradients to 1.25 times PyTorch's own error.
+
+    Of several draws, over all four branches; stages are left out, whose own error would hide the rest.
+    """
+    kernels = "host" if device == "cpu" else device
+    errors: dict[str, list[tuple[float, float, float]]] = {}
+    for seed in range(4):
+        jpu = jpu_of(seed=seed).to(device, dtype)
+        jpu.conv3, jpu.conv4, jpu.conv5 = (nn.Sequential(nn.Identity()) for _ in range(3))
+        for module in jpu.modules():
+            if wide_norms and isinstance(module, nn.BatchNorm2d):
+                module.float()
+        levels = pyramid((8, 8, 8), dtype=dtype, seed=seed, device=device)
+        exact = copy.deepcopy(jpu).double()
+        magnitudes = _watch_norms(exact)
+        truth = _results(exact, [x.double() for x in levels], "reference")
+        passing = truth["out"] > 0.1  # so that rounding does not decide what passes the ReLU
+        truth, torchs, served = (
+            _results(module, [x.to(kind) for x in levels], backend, passing)
+            for module, kind, backend in (
+                (exact, torch.float64, "reference"),
+                (jpu, dtype, "reference"),
+                (jpu, dtype, kernels),
+            )
+        )
+        for name, right in truth.items():
+            if name in magnitudes and dtype == torch.float32:
+                # Sums that are not centred, over pixels and channels; PyTorch's are.
+                bound = (16 + 24 + passing[:, 0].numel()) * torch.finfo(dtype).eps / 2 * magnitudes[name]()
+                assert ((served[name].double() - right).abs() <= bound).all(), name
+                continue
+            found = [float((x[name].double() - right).abs().max()) for x in (served, torchs)]
+            rounding = torch.finfo(served[name].dtype).eps / 2 * float(right.abs().max())
+            errors.setdefault(name.translate(str.maketrans("", "", "1234")), []).append((*found, rounding))
+    for name, rows in errors.items():
+        ours, torchs, rounding = (max(column) for column in zip(*rows, strict=True))
+        assert ours <= 1.25 * torchs + rounding, (name, ours, torchs, rounding)
+
+
+def _results(module: JPU, levels: list[Tensor], backend: str, passing: Tensor | None = None) -> dict[str, Tensor]:
+    """The output, and gradients of the levels and of all parameters by name."""
+    module.zero_grad()
+    levels = [level.detach().requires_grad_() for level in levels]  # without the gradients of a run before
+    with use_backend(backend):
+        out = module.pyramid(levels)
+    gradient = torch.linspace(-1, 1, out.numel(), device=out.device).to(out.dtype).view_as(out)
+    out.backward(gradient if passing is None else gradient * passing)
+    gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
+    return {"out": out.detach(), **{f"level{i}": x.grad for i, x in enumerate(levels, start=1)}, **gradients}
+
+
+def _watch_norms(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """For the name of each norm's weight, what gives the magnitude of its gradient's terms after a backward pass."""
+    found = {}
+    for name, norm in module.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            seen: dict[str, Tensor] = {}
+
+            def forward(norm: nn.Module, args: tuple[Tensor], out: Tensor, seen: dict[str, Tensor] = seen) -> None:
+                seen["x"] = args[0].detach().abs()
+                out.register_hook(lambda gradient: seen.update(gradient=gradient.abs()))
+
+            def magnitude(norm: nn.BatchNorm2d = norm, seen: dict[str, Tensor] = seen) -> Tensor:
+                x, gradient = seen["x"], seen["gradient"]
+                sums = (x + norm.running_mean.abs()[:, None, None]) * gradient
+                return sums.sum((0, 2, 3)) / (norm.running_var + norm.eps).sqrt()
+
+            norm.register_forward_hook(forward)
+            found[f"{name}.weight"] = magnitude
+    return found
