@@ -1,14 +1,14 @@
-"""The kernels of separable_pyramid and upsample_fold on a GPU, and the modules they serve: what no CPU can show."""
+"""The kernels of separable_pyramid and upsample_fold on a GPU: what host execution cannot show."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from folds import Fold, check_gradients, check_terms, fold
-from helpers import assert_no_worse, pyramid, randomise
+from gpu import captured, needs_memory, on_a_late_stream, on_cuda, requested_bytes
+from hypothesis import given, settings
 from pyramids import (
     CASES,
     DTYPES,
@@ -17,29 +17,42 @@ from pyramids import (
     check_backward,
     check_forward,
     gradients_by_kernels,
+    pyramids,
+    stacked,
     tensors_of,
 )
 from strategies import needs_host
-from torch import Tensor, nn
+from torch import Tensor
 
-from jpu_cuda import JPU, explain, functional, host, mmseg, use_backend
+from jpu_cuda import functional, host, use_backend
 
 pytestmark = pytest.mark.gpu
 
+ops = torch.ops.jpu_cuda
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-GIB = 2**30
-CHANNELS = (8, 16, 32)
-# Several tiles, chunks and vectors; what the tests of streams, graphs and repeated runs use.
-LARGE = Pyramid(2, (32, 24, 16), 72, (30, 33), (1, 2, 4, 8), torch.float32, "channels_last", device="cuda")
+# Several tiles, chunks, vectors and images.
+LARGE = Pyramid(3, (32, 24, 16), 72, (30, 33), (1, 2, 4, 8), torch.float32, "channels_last", device="cuda")
+MORE_CASES = {
+    **CASES,
+    "large": LARGE,
+    "large, contiguous": replace(LARGE, layout="contiguous", terms="images"),
+    # Fewer blocks for each square of the weights' gradient than there are tiles.
+    "several tiles a block": Pyramid(1, (40, 48), 72, (25, 17), (1, 2) * 4, layout="channels_last", terms="none"),
+    "the size that models have": Pyramid(2, (128, 128, 128), 128, (60, 60), (1, 2, 4, 8), layout="channels_last"),
+}
+FOLDS = {
+    "two branches": Fold(),
+    "eight branches": Fold(8, (1536, 512), without=("weight",)),
+    "without biases": Fold(3, (700, 257), without=("bias",)),
+    "one level": Fold(1, (1, 1), sizes=((4, 5),)),
+    "an empty batch": Fold(3, (300, 5), batch=0),
+}
 
 
 @pytest.fixture(autouse=True)
 def _on_cuda() -> Iterator[None]:
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # a baseline without it
-    with use_backend("cuda"):  # raises where the binary is missing: a GPU without kernels is no success
+    with on_cuda():
         yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def results_of(case: Pyramid, arguments: dict[str, Any], gradient: Tensor) -> list[Tensor]:
@@ -47,32 +60,48 @@ def results_of(case: Pyramid, arguments: dict[str, Any], gradient: Tensor) -> li
     return [out, *gradients]
 
 
+def backward_arguments(case: Pyramid) -> tuple[Any, ...]:
+    """Those of separable_pyramid_backward, for every gradient."""
+    a = case.arguments()
+    needed = [1] * (len(case.channels) + 2) + [int(term is not None) for term in a["terms"]]
+    lists = a["levels"], a["depthwise"], a["pointwise"]
+    return (*lists, list(case.dilations), *a["terms"], case.gradient(), by_kernels(case, a), needed)
+
+
+def fold_results(case: Fold) -> list[Tensor]:
+    """Resized levels and terms, and the gradients of all that has one, each result's gradient being itself."""
+    levels, align, weight, bias, *rest = case.arguments()
+    needing = [t.requires_grad_() for t in (*levels[1:], *weight, *bias) if t is not None]
+    out = fold([levels, align, weight, bias, *rest])
+    return [*out, *torch.autograd.grad(out, needing, [x.detach() for x in out])]
+
+
 # --- values ---------------------------------------------------------------------------------------------
 
 
 @ALL_DTYPES
-@pytest.mark.parametrize("name", CASES)
-def test_forward_and_backward(name: str, dtype: torch.dtype) -> None:
-    case = replace(CASES[name], dtype=dtype, device="cuda")
+@pytest.mark.parametrize("name", MORE_CASES)
+def test_every_path_is_as_exact_as_pytorchs(name: str, dtype: torch.dtype) -> None:
+    case = replace(MORE_CASES[name], dtype=dtype, device="cuda")
+    check_forward(case)
+    check_backward(case)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(pyramids())
+def test_any_shape_is_as_exact_as_pytorchs(case: Pyramid) -> None:
+    case = replace(case, device="cuda")
     check_forward(case)
     check_backward(case)
 
 
 @ALL_DTYPES
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_the_size_that_models_have(layout: str, dtype: torch.dtype) -> None:
-    case = Pyramid(2, (128, 128, 128), 128, (60, 60), (1, 2, 4, 8), dtype, layout, device="cuda")
-    check_forward(case)
-    check_backward(case)
-
-
-@ALL_DTYPES
-@pytest.mark.parametrize("wide", [True, False])
-def test_norms_are_folded(dtype: torch.dtype, wide: bool) -> None:
-    for case in (Fold(), Fold(8, (1536, 512), without=("weight",)), Fold(3, (300, 5), batch=0)):
-        case = replace(case, dtype=dtype, wide=wide, device="cuda")
-        check_terms(case)
-        check_gradients(case)
+@pytest.mark.parametrize("wide", [True, False], ids=["norms in sums' type", "norms in levels' type"])
+@pytest.mark.parametrize("name", FOLDS)
+def test_norms_are_folded(name: str, wide: bool, dtype: torch.dtype) -> None:
+    case = replace(FOLDS[name], dtype=dtype, wide=wide, device="cuda")
+    check_terms(case)
+    check_gradients(case)
 
 
 @needs_host
@@ -81,225 +110,269 @@ def test_norms_are_folded(dtype: torch.dtype, wide: bool) -> None:
 def test_the_gpu_and_host_execution_agree_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     """All arithmetic of the kernels is explicit, so what holds for one holds for the other."""
     host.load()
-    pairs = []
-    for device in ("cpu", "cuda"):
-        case = replace(CASES[name], dtype=dtype, device=device)
-        pairs.append([x.cpu() for x in results_of(case, case.arguments(), case.gradient())])
+    cases = [replace(CASES[name], dtype=dtype, device=device) for device in ("cpu", "cuda")]
+    pairs = [results_of(case, case.arguments(), case.gradient()) for case in cases]
     for on_host, on_gpu in zip(*pairs, strict=True):
-        assert torch.equal(on_host, on_gpu)
+        assert torch.equal(on_host, on_gpu.cpu())
+
+
+@needs_host
+@ALL_DTYPES
+@pytest.mark.parametrize("name", FOLDS)
+def test_folded_norms_agree_with_host_execution_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    host.load()
+    pairs = [fold_results(replace(FOLDS[name], dtype=dtype, device=device)) for device in ("cpu", "cuda")]
+    for on_host, on_gpu in zip(*pairs, strict=True):
+        assert torch.equal(on_host, on_gpu.cpu())
 
 
 @ALL_DTYPES
-def test_results_are_bit_for_bit_the_same_on_every_run(dtype: torch.dtype) -> None:
-    case = replace(LARGE, dtype=dtype)
+@pytest.mark.parametrize("name", ["large", "large, contiguous", "several tiles a block"])
+def test_results_are_bit_for_bit_the_same_on_every_run(name: str, dtype: torch.dtype) -> None:
+    case = replace(MORE_CASES[name], dtype=dtype, device="cuda")
     arguments, gradient = case.arguments(), case.gradient()
     expected = results_of(case, arguments, gradient)
     for _ in range(20):
         assert all(map(torch.equal, results_of(case, arguments, gradient), expected))
 
 
-def test_groups_of_images_give_the_same_gradients() -> None:
-    case = replace(LARGE, batch=3)
-    a = case.arguments()
-    every = (a["levels"], a["depthwise"], a["pointwise"], list(case.dilations), *a["terms"])
-    every = (*every, case.gradient(), by_kernels(case, a), [1] * 9)
-    together = torch.ops.jpu_cuda.separable_pyramid_backward(*every)
-    one_by_one = torch.ops.jpu_cuda.separable_pyramid_backward(*every, 1)
-    assert all(map(torch.equal, together, one_by_one))
+@pytest.mark.parametrize("images", [1, 2], ids=["one by one", "two and one"])
+def test_groups_of_images_give_the_same_gradients(images: int) -> None:
+    every = backward_arguments(LARGE)
+    kept = len(LARGE.dilations) * sum(level[0].nbytes for level in every[0])  # of an image
+    together = ops.separable_pyramid_backward(*every)
+    assert all(map(torch.equal, ops.separable_pyramid_backward(*every, images * kept), together))
 
 
-def test_opcheck() -> None:
-    case = Pyramid(1, (8, 3), 5, (6, 7), (1, 2), device="cuda")
+@pytest.mark.parametrize("terms", ["none", "channels", "images"])
+def test_an_empty_batch_has_an_empty_result_and_gradients_of_zero(terms: str) -> None:
+    case = Pyramid(0, (3, 2), 4, (5, 6), (1, 2), terms=terms, device="cuda")
+    out, *gradients = results_of(case, case.arguments(), case.gradient())
+    assert out.shape == (0, 8, 5, 6)
+    assert not any(bool(g.any()) for g in gradients)
+
+
+# --- PyTorch's machinery --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_opcheck(layout: str) -> None:
+    case = Pyramid(2, (8, 3), 5, (6, 7), (1, 2), layout=layout, terms="images", device="cuda")
     a = case.arguments()
+    torch.library.opcheck(ops.separable_pyramid_backward, backward_arguments(case))
     lists = [[t.requires_grad_() for t in a[name]] for name in ("levels", "depthwise", "pointwise")]
-    torch.library.opcheck(torch.ops.jpu_cuda.separable_pyramid, (*lists, [1, 2], *a["terms"], True))
-    torch.library.opcheck(torch.ops.jpu_cuda.upsample_fold, Fold(device="cuda").arguments())
+    torch.library.opcheck(ops.separable_pyramid, (*lists, [1, 2], *a["terms"], True))
+
+
+def test_opcheck_of_folded_norms() -> None:
+    case = Fold(without=("weight",), device="cuda")
+    arguments = case.arguments()
+    torch.library.opcheck(ops.upsample_fold, arguments)
+    given = (fold(arguments)[:2], [3, 2], [4, 5], True, [None, *case.term_gradients()[1:]], *arguments[4:], [0, 1] * 4)
+    torch.library.opcheck(ops.upsample_fold_backward, given)
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
+def test_under_autocast_it_has_the_dtype_of_a_convolution(low: torch.dtype) -> None:
+    case = replace(LARGE, terms="none")
+    a = case.arguments()
+    with torch.autocast("cuda", low):
+        out = functional.separable_pyramid(a["levels"], *stacked(a), case.dilations)
+    cast = {name: [t.to(low) for t in a[name]] for name in ("levels", "depthwise", "pointwise")}
+    assert torch.equal(out, by_kernels(case, {**a, **cast}))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compiled_by_inductor_equals_eager(layout: str) -> None:
+    torch._dynamo.reset()
+    case = replace(LARGE, layout=layout)
+    arguments, gradient = case.arguments(), case.gradient()
+
+    def step(arguments: dict[str, Any]) -> Tensor:
+        return by_kernels(case, arguments)
+
+    inputs = [t.requires_grad_() for t in tensors_of(arguments) if t is not None]
+    out, expected = torch.compile(step, fullgraph=True)(arguments), step(arguments)
+    assert out.stride() == expected.stride()
+    assert torch.equal(out, expected)
+    pairs = zip(*(torch.autograd.grad(x, inputs, gradient) for x in (out, expected)), strict=True)
+    assert all(torch.equal(got, wanted) for got, wanted in pairs)
 
 
 # --- streams, devices, graphs, memory -------------------------------------------------------------------
 
 
+def fill(arguments: dict[str, Any], values: dict[str, Any]) -> None:
+    for name, tensors in arguments.items():
+        torch._foreach_copy_(tensors, values[name])
+
+
 def test_kernels_run_on_the_current_stream() -> None:
-    """The producer of all inputs is late, on a side stream: kernels on another stream would read its zeros."""
-    values, wanted = LARGE.arguments(), LARGE.gradient()
-    expected = results_of(LARGE, values, wanted)
+    values = {**LARGE.arguments(), "gradient": [LARGE.gradient()]}
     late = {name: [torch.zeros_like(t) for t in tensors] for name, tensors in values.items()}
-    gradient = torch.zeros_like(wanted)
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        torch.cuda._sleep(200_000_000)  # cycles: about a tenth of a second
-        for name, tensors in values.items():
-            for empty, value in zip(late[name], tensors, strict=True):
-                empty.copy_(value)
-        gradient.copy_(wanted)
-        results = results_of(LARGE, late, gradient)
-    side.synchronize()
+    expected, results = (
+        on_a_late_stream(lambda a=a: fill(a, values), lambda a=a: results_of(LARGE, a, *a["gradient"]))
+        for a in (values, late)
+    )
     assert all(map(torch.equal, results, expected))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_tensors_of_another_device_than_the_current_one_are_served_there() -> None:
-    expected = results_of(LARGE, LARGE.arguments(), LARGE.gradient())
-    other = replace(LARGE, device="cuda:1")
-    with torch.cuda.device(0):
-        results = results_of(other, other.arguments(), other.gradient())
-        assert torch.cuda.current_device() == 0
-    assert {x.device.index for x in results} == {1}
-    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(results, expected, strict=True))
+    for make, case in (
+        (lambda c: results_of(c, c.arguments(), c.gradient()), LARGE),
+        (fold_results, Fold(device="cuda")),
+    ):
+        expected = make(case)
+        with torch.cuda.device(0):
+            results = make(replace(case, device="cuda:1"))
+            assert torch.cuda.current_device() == 0
+        assert {x.device.index for x in results} == {1}
+        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(results, expected, strict=True))
 
 
-def test_memory_is_given_back() -> None:
+def test_a_captured_graph_replays_with_new_values_of_every_input() -> None:
     arguments, gradient = LARGE.arguments(), LARGE.gradient()
-    results_of(LARGE, arguments, gradient)
-    before = torch.cuda.memory_allocated()
-    for _ in range(5):
-        results_of(LARGE, arguments, gradient)
-    assert torch.cuda.memory_allocated() == before
-
-
-def captured(step: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    warm_up = torch.cuda.Stream()
-    warm_up.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm_up):
-        step()
-    torch.cuda.current_stream().wait_stream(warm_up)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
-    return graph, results
-
-
-def test_a_captured_graph_replays_with_new_values_of_everything() -> None:
-    """Inputs, weights and statistics are written in place between replays, which run no code on the CPU."""
-    jpu = module_of("JPU", torch.float32)
-    levels = [x.requires_grad_() for x in pyramid(CHANNELS, dtype=torch.float32, device="cuda")]
-    tensors = [*jpu.parameters(), *levels]
-
-    def step() -> list[Tensor]:
-        out = jpu(*levels)[-1]
-        return [out.detach(), *torch.autograd.grad(out.square().sum(), tensors)]
-
-    graph, results = captured(step)
+    graph, results = captured(lambda: results_of(LARGE, arguments, gradient))
+    graph.replay()
+    before = [x.clone() for x in results]
     for seed in (1, 2):
-        other = randomise(copy.deepcopy(jpu), seed)
-        with torch.no_grad():
-            for mine, theirs in zip(
-                (*jpu.parameters(), *jpu.buffers()), (*other.parameters(), *other.buffers()), strict=True
-            ):
-                mine.copy_(theirs)
-            for level in levels:
-                level.normal_()
+        fill(arguments, LARGE.arguments(seed))
+        gradient.copy_(LARGE.gradient(seed))
         graph.replay()
         replayed = [x.clone() for x in results]
-        assert all(map(torch.equal, replayed, step()))
+        assert all(map(torch.equal, replayed, results_of(LARGE, arguments, gradient)))
+        assert not any(map(torch.equal, replayed, before))
 
 
-# --- modules --------------------------------------------------------------------------------------------
+def test_the_forward_pass_asks_for_no_memory_but_its_output() -> None:
+    arguments = LARGE.arguments()
+    out = by_kernels(LARGE, arguments)
+    assert requested_bytes(lambda: by_kernels(LARGE, arguments)) == (out.nbytes, 0)
 
 
-def module_of(name: str, dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(0)
-    module = JPU(CHANNELS, width=16) if name == "JPU" else mmseg.JPU(CHANNELS, 16, dilations=(1, 3))
-    return randomise(module).to("cuda", dtype).eval()
+def test_what_the_gradients_keep_is_bounded() -> None:
+    """Beside the rest, which is the same for any groups, they keep D·C channels of a group's images."""
+    every = backward_arguments(LARGE)
+    kept = len(LARGE.dilations) * sum(level[0].nbytes for level in every[0])
+    one, two, all_three = (
+        requested_bytes(lambda n=n: ops.separable_pyramid_backward(*every, n * kept)) for n in (1, 2, 3)
+    )
+    assert one[1] == two[1] == all_three[1] == 0
+    assert (two[0] - one[0], all_three[0] - one[0]) == (kept, 2 * kept)
 
 
-def results_of_module(module: nn.Module, levels: list[Tensor], backend: str, passes: Tensor | None) -> list[Tensor]:
-    inputs = [x.detach().requires_grad_() for x in levels]
-    with use_backend(backend):
-        out = (module(inputs) if isinstance(module, mmseg.JPU) else module(*inputs))[-1]
-    gradient = torch.linspace(-1, 1, out.numel(), device="cuda").to(out.dtype).view_as(out)
-    gradient = gradient * (out > 0.1 if passes is None else passes)  # rounding does not decide what passes the ReLU
-    return [out.detach(), *torch.autograd.grad(out, [*inputs, *module.parameters()], gradient)]
-
-
-@pytest.mark.parametrize("frozen", [False, True], ids=["eval", "frozen"])
-@pytest.mark.parametrize("name", ["JPU", "mmseg.JPU"])
-def test_modules_agree_with_pytorch_in_float64(name: str, frozen: bool) -> None:
-    module = module_of(name, torch.float64).train(frozen)
-    for i in range(module.num_branches):
-        module.branch(i).eval()
-    levels = pyramid(CHANNELS, device="cuda")
-    expected = results_of_module(module, levels, "reference", None)
-    for served, right in zip(results_of_module(module, levels, "cuda", None), expected, strict=True):
-        torch.testing.assert_close(served, right, rtol=1e-9, atol=1e-10)
-    assert "all branches in one launch" in explain(module, *([levels] if name == "mmseg.JPU" else levels)).reason
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_outputs_are_no_worse_than_pytorchs(dtype: torch.dtype) -> None:
-    module = module_of("JPU", dtype)
-    levels = pyramid(CHANNELS, dtype=dtype, device="cuda")
-    with torch.no_grad():
-        with use_backend("reference"):
-            truth = copy.deepcopy(module).double()(*(x.double() for x in levels))[-1]
-            baseline = module(*levels)[-1]
-        assert_no_worse(module(*levels)[-1], baseline, truth)
-        with torch.autocast("cuda", dtype):
-            assert module.float()(*(x.float() for x in levels))[-1].dtype == dtype
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_compiled_by_inductor_equals_eager(training: bool) -> None:
-    torch._dynamo.reset()
-    module = module_of("JPU", torch.float32).requires_grad_(training)
-    levels = [x.requires_grad_(training) for x in pyramid(CHANNELS, dtype=torch.float32, device="cuda")]
-    out, expected = torch.compile(module, fullgraph=True)(*levels)[-1], module(*levels)[-1]
-    # Inductor may take another algorithm of cuDNN's for the stages.
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
-    if training:
-        gradients = [torch.autograd.grad(x.sum(), levels) for x in (out, expected)]
-        for a, b in zip(*gradients, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+def test_nothing_stays_allocated() -> None:
+    arguments, gradient = LARGE.arguments(), LARGE.gradient()
+    for step in (lambda: results_of(LARGE, arguments, gradient), lambda: fold_results(Fold(device="cuda"))):
+        assert requested_bytes(step)[1] == 0
 
 
 # --- reach ----------------------------------------------------------------------------------------------
 
+FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+HEIGHT, WIDTH = 2**14, 2**13 + 16  # of 16 channels: a little more than 2^31 elements
+NO_TERMS = (None,) * 4
 
-def needs_memory(gib: int) -> None:
-    if torch.cuda.mem_get_info()[0] < gib * GIB:
-        pytest.skip(f"needs {gib} GiB of free GPU memory")
+
+def rows(channels: int, memory_format: torch.memory_format) -> Tensor:
+    """Half-precision images whose rows hold small numbers, of which none is that of a row at another place."""
+    image = torch.empty(1, channels, HEIGHT, WIDTH, device="cuda", dtype=torch.float16, memory_format=memory_format)
+    return image.copy_((torch.arange(HEIGHT, device="cuda") % 61).half().view(1, 1, -1, 1))
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_outputs_and_gradients_of_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
-    """Rows of one value, and a centre tap alone: every entry is known to the bit."""
-    needs_memory(30)
-    height, width = 2**14, 2**13 + 16
-    level = torch.empty(1, 8, height, width, dtype=torch.float16, device="cuda", memory_format=memory_format)
-    level.copy_((torch.arange(height, device="cuda") % 61).half().view(1, 1, -1, 1))
-    taps = torch.zeros(8, 1, 3, 3, dtype=torch.float16, device="cuda")
+def weights_of(channels: int, outputs: int, values: tuple[float, ...]) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each branch a centre tap alone, and one pointwise weight: half precision holds every result."""
+    taps = torch.zeros(channels, 1, 3, 3, device="cuda", dtype=torch.float16)
     taps[..., 1, 1] = 1
-    weights = [torch.full((8, 8, 1, 1), value, dtype=torch.float16, device="cuda") for value in (0.125, 0.25)]
-    every = ([level], [taps, taps], weights, [1, 16], None, None, None, None)
-    out = torch.ops.jpu_cuda.separable_pyramid(*every, True)
+    pointwise = [torch.full((outputs, channels, 1, 1), v, device="cuda", dtype=torch.float16) for v in values]
+    return [taps] * len(values), pointwise
+
+
+@FORMATS
+def test_outputs_and_their_gradients_of_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
+    needs_memory(24)
+    level = rows(8, memory_format)
+    lists = ([level], *weights_of(8, 8, (0.125, 0.25)), [1, 16], *NO_TERMS)
+    out = ops.separable_pyramid(*lists, True)
     assert out.numel() > 2**31
-    for c in range(16):
+    for c in range(16):  # one by one, for the memory's sake
         assert bool((out[:, c] == level[:, 0] * (1 if c < 8 else 2)).all())
-    (found,) = torch.ops.jpu_cuda.separable_pyramid_backward(*every, out, None, [1, *[0] * 6])
-    for c in range(8):  # eight outputs of each branch, weighed by 1/8 and by 1/4 of twice as much
+    # Eight outputs of each branch, weighed by 1/8 and by 1/4 of twice as much.
+    (found,) = ops.separable_pyramid_backward(*lists, out, out, [1, *[0] * 6])
+    for c in range(8):
         assert bool((found[:, c] == level[:, 0] * 5).all())
+    del found
+    # All but the last pixels of the last channel count for nothing.
+    out.zero_()[:, -1, -1, -3:] = 1
+    depthwise, pointwise = ops.separable_pyramid_backward(*lists, out, None, [0, 1, 1, *[0] * 4])
+    value = (HEIGHT - 1) % 61
+    expected = torch.zeros_like(pointwise)
+    expected[1, -1] = 3 * value
+    assert torch.equal(pointwise, expected)
+    # Of the taps 16 away, those above and below are outside of the image or in another row, and so to the right.
+    above = (HEIGHT - 17) % 61
+    taps = torch.tensor([[3 * above, 3 * above, 0], [3 * value, 3 * value, 0], [0, 0, 0]], device="cuda") / 4
+    assert not depthwise[0].any()
+    assert torch.equal(depthwise[1], taps.half().expand(8, 1, 3, 3))
 
 
-def test_levels_may_be_spread_over_more_than_2_to_31_elements() -> None:
-    needs_memory(10)
-    case = Pyramid(2, (8,), 8, (6, 8), (1, 2), torch.float16, "channels_last", device="cuda")
-    compact = case.arguments()
-    (value,) = compact["levels"]
-    buffer = torch.empty(2**31 + 16 + value[0].numel(), device="cuda", dtype=torch.float16)
-    spread = buffer.as_strided(value.shape, (2**31 + 16, *value.stride()[1:])).copy_(value)
-    gradient = case.gradient()
-    results = [results_of(case, {**compact, "levels": [x]}, gradient) for x in (value, spread)]
-    assert all(map(torch.equal, *results))
+@FORMATS
+def test_levels_and_their_gradients_of_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
+    needs_memory(24)
+    level = rows(16, memory_format)
+    assert level.numel() > 2**31
+    lists = ([level], *weights_of(16, 1, (0.25,)), [3], *NO_TERMS)
+    out = ops.separable_pyramid(*lists, True)
+    assert bool((out[:, 0] == level[:, -1] * 4).all())
+    (found,) = ops.separable_pyramid_backward(*lists, out, out, [1, *[0] * 6])
+    for c in range(16):
+        assert bool((found[:, c] == level[:, c]).all())
 
 
-def test_a_mix_of_devices_is_refused() -> None:
-    case = Pyramid(1, (3, 2), 4, (5, 6), (1,), device="cuda")
-    arguments = case.arguments()
-    arguments["levels"][1] = arguments["levels"][1].cpu()
-    with pytest.raises(RuntimeError, match=r"levels\[1\]: expected the device of levels\[0\]"):
-        by_kernels(case, arguments)
-    with pytest.raises(ValueError, match=r"levels\[1\]: expected device cuda:0 as levels\[0\], got cpu"):
-        functional.upsample_concat(arguments["levels"], True)
-    assert all(t.is_cuda for t in tensors_of(case.arguments()) if t is not None)
-    assert fold(Fold(device="cuda").arguments())[-1].is_cuda
+@FORMATS
+def test_tensors_may_be_spread_over_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
+    needs_memory(20)
+    layout = "channels_last" if memory_format == torch.channels_last else "contiguous"
+    case = Pyramid(2, (8,), 8, (6, 8), (1, 2), torch.float16, layout, device="cuda")
+    every = backward_arguments(case)
+
+    def spread(value: Tensor) -> Tensor:
+        buffer = torch.empty(2**31 + 16 + value[0].numel(), device="cuda", dtype=torch.float16)
+        return buffer.as_strided(value.shape, (2**31 + 16, *value.stride()[1:])).copy_(value)
+
+    (level,), *between, gradient, out, needed = every
+    far = spread(level)
+    assert torch.equal(ops.separable_pyramid([far], *between, True), out)
+    results = ops.separable_pyramid_backward([far], *between, spread(gradient), spread(out), needed)
+    assert all(map(torch.equal, results, ops.separable_pyramid_backward(*every)))
+
+
+# --- errors ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "message"),
+    [
+        ("levels", 1, r"levels\[1\]: expected the device of levels\[0\], .* got "),
+        ("pointwise", 0, r"pointwise_weight\[0\]: expected the device of levels\[0\], .* got "),
+        ("terms", 2, r"out_scale: expected the device of levels\[0\], .* got "),
+    ],
+)
+def test_a_mix_of_devices_is_refused(name: str, index: int, message: str) -> None:
+    arguments = LARGE.arguments()
+    arguments[name][index] = arguments[name][index].cpu()
+    with pytest.raises(RuntimeError, match=message):
+        by_kernels(LARGE, arguments)
+    assert by_kernels(LARGE, LARGE.arguments()).is_cuda
+
+
+def test_the_baseline_of_these_tests_is_pytorch() -> None:
+    a = replace(LARGE, terms="none").arguments()
+    with use_backend("reference"):
+        out = functional.separable_pyramid(a["levels"], *stacked(a), LARGE.dilations)
+    u = torch.cat(a["levels"], 1)
+    for i, d in enumerate(LARGE.dilations):
+        z = torch.nn.functional.conv2d(u, a["depthwise"][i], padding=d, dilation=d, groups=u.shape[1])
+        expected = torch.nn.functional.conv2d(z, a["pointwise"][i]).relu()
+        assert torch.equal(out[:, 72 * i : 72 * (i + 1)], expected)
