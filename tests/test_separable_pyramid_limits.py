@@ -1,10 +1,11 @@
 """The reach of separable_pyramid: offsets past 2³¹, most levels, branches and dilations, and what lies beyond."""
 
+import ctypes
 from dataclasses import replace
 
 import pytest
 import torch
-from pyramids import Pyramid, by_kernels, check_backward, check_forward, gradients_by_kernels
+from pyramids import Pyramid, by_kernels, check_backward, check_forward
 from strategies import needs_host
 from torch import Tensor
 
@@ -32,16 +33,52 @@ def spread(tensor: Tensor, axis: int) -> Tensor:
     return torch.empty(reach, dtype=tensor.dtype).as_strided(tensor.shape, strides).copy_(tensor)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("axis", [0, 1, 2, 3], ids=["images", "channels", "rows", "columns"])
+AXES = pytest.mark.parametrize("axis", [0, 1, 2, 3], ids=["images", "channels", "rows", "columns"])
+LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+
+
+def assert_the_same_far_apart(case: Pyramid, axis: int) -> None:
+    """Output and all gradients, with levels, gradient and output spread out, are those of compact ones to the bit."""
+    a, gradient = case.arguments(), case.gradient()
+    between = a["depthwise"], a["pointwise"], list(case.dilations), *a["terms"]
+    near = by_kernels(case, a)
+    far = [spread(level, axis) for level in a["levels"]]
+    out = torch.ops.jpu_cuda.separable_pyramid(far, *between, case.relu)
+    assert torch.equal(out, near)
+    needed = [1] * (len(far) + 6)
+    expected = torch.ops.jpu_cuda.separable_pyramid_backward(a["levels"], *between, gradient, near, needed)
+    spread_out = spread(gradient, axis), spread(near, axis)
+    results = torch.ops.jpu_cuda.separable_pyramid_backward(far, *between, *spread_out, needed)
+    assert all(map(torch.equal, results, expected))
+
+
+@LAYOUTS
+@AXES
 def test_levels_and_gradients_may_reach_past_2_to_31_elements(axis: int, layout: str) -> None:
-    case = Pyramid(2, (2,), 2, (2, 3), (1, 2), torch.float16, layout)
-    arguments, gradient = case.arguments(), case.gradient()
-    (level,) = arguments["levels"]
-    near = gradients_by_kernels(case, arguments, gradient)
-    far = gradients_by_kernels(case, {**arguments, "levels": [spread(level, axis)]}, spread(gradient, axis))
-    assert torch.equal(near[0], far[0])
-    assert all(map(torch.equal, near[1], far[1]))
+    assert_the_same_far_apart(Pyramid(2, (2,), 2, (2, 3), (1, 2), torch.float16, layout), axis)
+
+
+@pytest.mark.parametrize("axis", [0, 2, 3], ids=["images", "rows", "columns"])
+def test_so_may_those_of_vectors(axis: int) -> None:
+    """Several chunks, the last not full; each branch's outputs are vectors too."""
+    case = Pyramid(2, (40, 8), 8, (2, 3), (1, 2), torch.float16, "channels_last")
+    with host.record() as launches:
+        assert_the_same_far_apart(case, axis)
+    by_vectors = {launch.kernel for launch in launches if 16 in launch.counters["global_reads"]}
+    assert by_vectors == {launch.kernel for launch in launches} - {"separable_pyramid reduce"}
+
+
+@LAYOUTS
+@AXES
+def test_an_offset_cut_to_32_bits_would_be_caught(axis: int, layout: str) -> None:
+    """Such offsets address nothing of the spread tensor, and host execution faults outside of it."""
+    (level,) = Pyramid(2, (2,), 2, (2, 3), (1,), torch.float16, layout).arguments()["levels"]
+    far = spread(level, axis)
+    index = torch.cartesian_prod(*map(torch.arange, far.shape))
+    offsets = {int(o) for o in (index * torch.tensor(far.stride())).sum(1)}
+    cut = {ctypes.c_int32(o).value for o in offsets if o >= 2**31}
+    assert len(cut) >= level.numel() // level.shape[axis]
+    assert not cut & offsets
 
 
 def test_all_limits_at_once() -> None:
@@ -61,18 +98,34 @@ def test_images_smaller_than_the_dilation(size: tuple[int, int], dilation: int) 
     check_backward(case)
 
 
-def test_an_image_of_too_many_pixels_is_refused() -> None:
-    level = torch.empty(1, dtype=torch.float16).expand(1, 1, 2**16, 2**15)
-    weights = torch.zeros(1, 1, 3, 3).half(), torch.zeros(1, 1, 1, 1).half()
-    with pytest.raises(RuntimeError, match=r"levels: expected 1 to 2147483647 pixels, got \[1, 1, 65536, 32768\]"):
-        torch.ops.jpu_cuda.separable_pyramid([level], [weights[0]], [weights[1]], [1], None, None, None, None, True)
+# Of levels whose elements share memory, and of batches, whose outputs are reserved and never touched.
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 2**16, 2**15), r"levels: expected 1 to 2147483647 pixels, got \[1, 1, 65536, 32768\]"),
+        ((1, 1, 0, 3), r"levels: expected 1 to 2147483647 pixels, got \[1, 1, 0, 3\]"),
+        ((1, 1, 2**30 + 1, 1), r"at most 1073741824 pixels a side, got \[1, 1, 1073741825, 1\]"),
+        ((2**31, 1, 1, 1), r"levels: expected at most 2147483647 samples of .* got \[2147483648, 1, 1, 1\]"),
+        ((2**30, 1, 1, 1), "separable_pyramid forward: expected at most 2147483647 blocks, got 2147483648"),
+    ],
+    ids=["pixels", "none", "a side", "samples", "blocks"],
+)
+def test_more_than_indices_hold_is_refused(shape: tuple[int, ...], message: str) -> None:
+    level = torch.empty(1, dtype=torch.float16).expand(shape)
+    taps, weight = torch.zeros(1, 1, 3, 3).half(), torch.zeros(1, 1, 1, 1).half()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.jpu_cuda.separable_pyramid([level], [taps] * 2, [weight] * 2, [1, 2], *[None] * 4, True)
 
 
-def test_too_many_channels_are_refused() -> None:
-    level = torch.empty(1, dtype=torch.float16).expand(1, 2**28 + 1, 1, 1)
-    weight = torch.empty(1, dtype=torch.float16).expand(1, 2**28 + 1, 1, 1)
-    with pytest.raises(RuntimeError, match="channels: expected 1 to 268435456 of inputs and outputs, got 268435457"):
-        torch.ops.jpu_cuda.separable_pyramid([level], [weight], [weight], [1], None, None, None, None, True)
+@pytest.mark.parametrize("wide", ["levels", "outputs"])
+def test_too_many_channels_are_refused(wide: str) -> None:
+    inputs, outputs = (2**28 + 1, 1) if wide == "levels" else (1, 2**28 + 1)
+    element = torch.empty(1, dtype=torch.float16)
+    level, taps = element.expand(1, inputs, 1, 1), element.expand(inputs, 1, 3, 3)
+    weight = element.expand(outputs, inputs, 1, 1)
+    message = f"channels: expected 1 to 268435456 of inputs and outputs, got {inputs} and {outputs}"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.jpu_cuda.separable_pyramid([level], [taps], [weight], [1], *[None] * 4, True)
 
 
 @pytest.mark.parametrize("arguments", [{"levels": 9}, {"dilations": (17,)}, {"dilations": (1,) * 9}], ids=str)
