@@ -281,6 +281,11 @@ def test_the_sanitizers_small_cases_hold_in_host_execution(layout: str) -> None:
         small_cases.fold(layout, dtype, "cpu")
 
 
+@needs_host
+def test_the_sanitizers_groups_hold_in_host_execution() -> None:
+    small_cases.group(torch.float32, "cpu")
+
+
 @pytest.mark.gpu
 def test_the_gpu_and_host_execution_agree(tmp_path: Path) -> None:
     assert compare.main(["gpu", "--dump", str(tmp_path / "gpu.npz")]) == 0

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
+from pyramids import Pyramid, by_kernels
 from torch import Tensor
 
 from jpu_cuda import functional, use_backend
+from jpu_cuda.backend import requested_backend
+from jpu_cuda.ops import upsample_fold
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Memory format, channels, and how far a slice lies from the ends of its buffer: 0 or 16 keep 16-byte accesses.
@@ -73,7 +76,7 @@ def resize(layout: str, sizes: Sequence[tuple[int, int]], dtype: torch.dtype, al
 
 
 def convolve(layout: str, dtype: torch.dtype, device: str) -> None:
-    """separable_pyramid, every gradient; without ReLU, since rounding would decide what passes."""
+    """separable_pyramid, every gradient. Where rounding decides what passes the ReLU, the gradient is next to 0."""
     levels = levels_of(layout, ((9, 10), (9, 10)), dtype, device)
     channels, generator = sum(level.shape[1] for level in levels), torch.Generator().manual_seed(1)
 
@@ -87,7 +90,7 @@ def convolve(layout: str, dtype: torch.dtype, device: str) -> None:
     def pyramid(first: Tensor, second: Tensor, depthwise: Tensor, pointwise: Tensor, *terms: Tensor) -> Tensor:
         names = ("scale", "shift", "out_scale", "out_shift")
         named = dict(zip(names, terms, strict=True))
-        return functional.separable_pyramid((first, second), depthwise, pointwise, (1, 3), relu=False, **named)
+        return functional.separable_pyramid((first, second), depthwise, pointwise, (1, 3), **named)
 
     assert_as_in_float64(pyramid, [*levels, *weights, *terms], device, steps=64)
 
@@ -105,10 +108,26 @@ def fold(layout: str, dtype: torch.dtype, device: str) -> None:
     def folded(first: Tensor, second: Tensor, *norms: Tensor) -> Tensor:
         parts = [list(norms[k : k + 4]) for k in range(0, 8, 4)]
         statistics = [[x.detach().to(first) for x in part] for part in vectors[2:]]
-        results = torch.ops.jpu_cuda.upsample_fold([first, second], True, *parts, *statistics, [1e-5] * 4)
+        # Host execution serves CPU tensors of any dtype, once it is loaded, if the operator is called.
+        by_torch = requested_backend() == "reference"
+        run = upsample_fold._reference if by_torch else torch.ops.jpu_cuda.upsample_fold
+        results = run([first, second], True, *parts, *statistics, [1e-5] * 4)
         return torch.cat([first.flatten()] + [x.flatten().to(first) for x in results])
 
     assert_as_in_float64(folded, [first, second, *vectors[0], *vectors[1]], device, steps=64)
+
+
+def group(dtype: torch.dtype, device: str) -> None:
+    """The gradients of a pyramid of several chunks and tiles: one image at a time, and both together."""
+    case = Pyramid(2, (40, 8), 70, (5, 6), (1, 3), dtype, "channels_last", terms="images", device=device)
+    a = case.arguments()
+    lists = a["levels"], a["depthwise"], a["pointwise"], list(case.dilations), *a["terms"]
+    with use_backend("cuda" if device == "cuda" else "host"):
+        every = (*lists, case.gradient(), by_kernels(case, a), [1] * 8)
+        together = torch.ops.jpu_cuda.separable_pyramid_backward(*every)
+        one_by_one = torch.ops.jpu_cuda.separable_pyramid_backward(*every, 1)
+    for got, expected in zip(one_by_one, together, strict=True):
+        torch.testing.assert_close(got.cpu(), expected.cpu(), rtol=0, atol=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fold(layout, dtype, options.device)
             count += 4
         print(f"{layout}: as PyTorch in float64", flush=True)
+    for dtype in DTYPES:
+        group(dtype, options.device)
+        count += 1
     print(f"{count} cases")
     return 0
 
