@@ -176,7 +176,7 @@ def make_steps(out: Path = OUT) -> list[Step]:
         Step("environment", [python, "-c", SUPPORTS], 2, paths),
         Step("probe", [python, "-m", "probe.compare", "gpu", "--dump", str(out / "probe.npz")], 4, paths),
         Step(
-            *("tests", [python, "-m", "pytest", "tests", "-m", "gpu", "-v", f"--junitxml={tests}"], 14),
+            *("tests", [python, "-m", "pytest", "tests", "-m", "gpu", "-v", f"--junitxml={tests}"], 20),
             needs=loaded,
             judge=judge_tests(tests),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -262,6 +263,16 @@ def test_the_steps_are_ordered_by_importance(tmp_path: Path, monkeypatch: pytest
     assert by_name["memcheck"].command[:3] == ["/cuda/compute-sanitizer", "--tool", "memcheck"]
     assert by_name["memcheck"].environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     assert "PYTORCH_NO_CUDA_MEMORY_CACHING" not in by_name["racecheck"].environment
+
+
+def test_every_file_of_gpu_tests_is_among_the_steps() -> None:
+    """The step takes all tests that are marked, which such a file must say of all of its own."""
+    (command,) = (x.command for x in gpu_check.make_steps() if x.name == "tests")
+    assert command[1:6] == ["-m", "pytest", "tests", "-m", "gpu"]
+    files = {path.stem for path in (ROOT / "tests").glob("test_*_gpu.py")}
+    assert files >= {"test_separable_pyramid_gpu", "test_served_gpu", "test_upsample_concat_gpu"}
+    for name in files:
+        assert importlib.import_module(name).pytestmark.name == "gpu", f"{name}: expected the mark gpu"
 
 
 def test_a_missing_binary_fails_the_environment_with_how_to_build_it(tmp_path: Path) -> None:
