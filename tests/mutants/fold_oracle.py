@@ -93,7 +93,10 @@ def wrong_norms_are_refused() -> None:
         ("an even number from 2 to 16, got 4, 4 and 3", forward(4, eps[1:])),
         ("expected 4 weights and biases, got 3 and 4", forward(0, norms[0][1:])),
         ("expected 4 weights and biases, got 4 and 3", forward(1, norms[1][1:])),
-        ("mean[0]: expected dtype Float or Float, got Double", forward(2, [x.double() for x in mean])),
+        (
+            "mean[0]: expected dtype Float or that of levels[0], Float, got Double",
+            forward(2, [x.double() for x in mean]),
+        ),
         ("var[1]: expected dtype Float, got Half", forward(3, [var[0], var[1].half(), *var[2:]])),
         ("var[1]: expected shape [7], got [8]", forward(3, [var[0], torch.ones(8), *var[2:]])),
         ("mean[3]: expected a contiguous tensor", forward(2, [*mean[:3], torch.ones(10)[::2]])),
