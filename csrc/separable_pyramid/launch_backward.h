@@ -46,8 +46,9 @@ Workspace plan_gradient(GradientParams& g, int64_t input_bytes) {
   const int64_t squares = int64_t{p.branches} * g.weight_output_tiles * g.weight_channel_tiles;
   g.splits = static_cast<int32_t>(std::clamp<int64_t>(kWeightBlocks / std::max<int64_t>(squares, 1), 1, most));
 
-  const int64_t image_bytes = int64_t{p.branches} * p.channels * p.height * p.width * sizeof(T);
-  g.images = static_cast<int32_t>(std::max<int64_t>(std::min<int64_t>(input_bytes / image_bytes, p.batch), 1));
+  // Not in integers: of an expanded image the product may pass 2^63.
+  const double image_bytes = double(p.branches) * p.channels * p.height * p.width * sizeof(T);
+  g.images = static_cast<int32_t>(std::max(std::min(double(input_bytes) / image_bytes, double(p.batch)), 1.0));
   g.pixel_tiles = ceil_divide(p.height * p.width, kLevelPixels);
   g.reduce_rows = any_of_weights(g) ? int64_t{p.branches} * p.outputs : 0;
 
