@@ -79,6 +79,13 @@ def fold(arguments: Sequence[Any]) -> list[Tensor]:
     return torch.ops.jpu_cuda.upsample_fold(*arguments)
 
 
+def leaves(case: Fold) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """Arguments of which all that has a gradient needs one, and those."""
+    levels, align, weight, bias, *rest = case.arguments()
+    needing = [t.requires_grad_() for t in (*levels[1:], *weight, *bias) if t is not None]
+    return (levels, align, weight, bias, *rest), needing
+
+
 def exact(tensor: Tensor | None, otherwise: float = 0) -> np.ndarray:
     return np.longdouble(otherwise) if tensor is None else to_numpy(tensor).astype(np.longdouble)
 
