@@ -25,6 +25,7 @@ LEAST = 0.95
 # Kernels of the product, and those of the tests, which alone use some headers so far.
 TEST_FILES = (
     "test_upsample_concat.py",
+    "test_upsample_fold.py",
     "test_separable_pyramid.py",
     "test_upsample_concat_limits.py",
     "test_host_faults.py",

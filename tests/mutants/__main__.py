@@ -32,7 +32,7 @@ from .trial import ROOT, Check, Tree, TrialError, Verdict, accept_original, try_
 OUT = ROOT / "out"
 FAULTS = [*upsample_concat.FAULTS, *upsample_fold.FAULTS, *separable_pyramid.FAULTS]
 LEAST_CAUGHT = 0.95
-TEST_FILES = ("test_upsample_concat.py", "test_upsample_concat_limits.py")
+TEST_FILES = ("test_upsample_concat.py", "test_upsample_concat_limits.py", "test_upsample_fold.py")
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 180)
 
