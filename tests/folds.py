@@ -26,6 +26,7 @@ class Fold:
     wide: bool = True  # norms in the type of sums, not in that of the levels
     without: tuple[str, ...] = ()  # of the first and last norm: "weight", "bias"
     absent: tuple[tuple[str, int], ...] = ()  # the same of any norm; numbers past the last count anew
+    missing: tuple[int, ...] = ()  # of the four terms, which have no gradient
     sizes: tuple[tuple[int, int], ...] = ((6, 8), (3, 4), (2, 5))
     batch: int = 2
     eps: tuple[float, ...] = (1e-5, 1e-3, 0.5)
@@ -66,13 +67,12 @@ class Fold:
         heights, widths = ([size[axis] for size in self.sizes[1:]] for axis in (0, 1))
         return gradients, heights, widths, self.align_corners
 
-    def term_gradients(self) -> list[Tensor]:
+    def term_gradients(self) -> list[Any]:
         generator = torch.Generator().manual_seed(9)
         shapes = [(self.branches, c) for c in self.channels for _ in range(2)]
-        return [
-            torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.device, sum_dtype(self.dtype))
-            for shape in shapes
-        ]
+        terms = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        kind = self.device, sum_dtype(self.dtype)
+        return [None if i in self.missing else term.to(*kind) for i, term in enumerate(terms)]
 
 
 def fold(arguments: Sequence[Any]) -> list[Tensor]:
@@ -91,33 +91,38 @@ def exact(tensor: Tensor | None, otherwise: float = 0) -> np.ndarray:
 
 
 def assert_near(actual: Tensor, truth: np.ndarray, bound: np.ndarray) -> None:
-    error = np.longdouble(1.01) * bound + torch.finfo(actual.dtype).smallest_normal
+    """``bound`` holds for normal numbers and leaves products of roundings out."""
+    out = torch.finfo(actual.dtype)
+    error = np.longdouble(1.01) * bound + out.smallest_normal * out.eps
     assert_within(actual, Bounded(truth, error))
 
 
 def check_terms(case: Fold) -> None:
-    """Half an ulp each for var + eps (which the root halves), eps, root, quotient and the fused shift.
-
-    And altogether no worse than PyTorch's arithmetic.
-    """
+    """Each within its bound, and altogether no worse than PyTorch's arithmetic."""
     arguments = case.arguments()
     levels, align_corners, *norms = arguments
     out = fold(arguments)
     resized, terms = out[:-4], out[-4:]
     dtype = sum_dtype(case.dtype)
     assert {term.dtype for term in terms} == {dtype}
+    assert_terms(terms, norms)
     draws = [case.arguments(seed)[2:] for seed in range(8)]
     truths = [true_terms(*draw) for draw in draws]
-    ulp = np.longdouble(torch.finfo(dtype).eps / 2)
-    rows, right = ([*zip(*four[:2], strict=True), *zip(*four[2:], strict=True)] for four in (terms, truths[0]))
-    for (scale, shift), (true_scale, true_shift), bias in zip(rows, right, norms[1], strict=True):
-        assert_near(scale, true_scale, 3 * ulp * np.abs(true_scale))
-        assert_near(shift, true_shift, ulp * (np.abs(true_shift) + 3 * np.abs(exact(bias) - true_shift)))
     baselines = [[*map(max_error, by_torch.fold(*d, dtype), t)] for d, t in zip(draws, truths, strict=True)]
     for got, truth, errors in zip(terms, truths[0], zip(*baselines, strict=True), strict=True):
         assert_no_worse_than(got, truth, errors)
     expected = torch.ops.jpu_cuda.upsample(levels[1:], *levels[0].shape[2:], align_corners) if len(levels) > 1 else []
     assert_same(resized, expected)
+
+
+def assert_terms(terms: Sequence[Tensor], norms: Sequence[Any], fused: bool = True) -> None:
+    """Half an ulp each for var + eps (which the root halves), eps, root, quotient, shift; its product if not fused."""
+    ulp = np.longdouble(torch.finfo(terms[0].dtype).eps / 2)
+    rows, right = ([*zip(*four[:2], strict=True), *zip(*four[2:], strict=True)] for four in (terms, true_terms(*norms)))
+    for (scale, shift), (true_scale, true_shift), bias in zip(rows, right, norms[1], strict=True):
+        assert_near(scale, true_scale, 3 * ulp * np.abs(true_scale))
+        product = np.abs(exact(bias) - true_shift)
+        assert_near(shift, true_shift, ulp * (np.abs(true_shift) + (3 if fused else 4) * product))
 
 
 def true_terms(*norms: Any) -> list[np.ndarray]:
@@ -138,16 +143,27 @@ def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 
 def check_gradients(case: Fold) -> None:
-    """Of weights half an ulp more than scales, and their own; of biases their own; of levels upsample_backward's."""
+    """Of norms within their bound; of levels upsample_backward's."""
     *_, mean, var, eps = case.arguments()
-    images, terms, count = case.level_gradients(), case.term_gradients(), 2 * case.branches
-    found = torch.ops.jpu_cuda.upsample_fold_backward(*images, terms, mean, var, eps, [1] * 2 * count)
-    levels, found = found[: len(images[0])], found[len(images[0]) :]
-    ulp = np.longdouble(torch.finfo(sum_dtype(case.dtype)).eps / 2)
-    rows = [*zip(*terms[:2], strict=True), *zip(*terms[2:], strict=True)]
-    for (scale, shift), weight, bias, m, v, e in zip(rows, found[:count], found[count:], mean, var, eps, strict=True):
-        right = (exact(scale) - exact(m) * exact(shift)) / np.sqrt(exact(v) + np.longdouble(e))
+    images, terms = case.level_gradients(), case.term_gradients()
+    found = torch.ops.jpu_cuda.upsample_fold_backward(*images, terms, mean, var, eps, [1] * 4 * case.branches)
+    assert_gradients(found[len(images[0]) :], terms, mean, var, eps)
+    assert_same(found[: len(images[0])], torch.ops.jpu_cuda.upsample_backward(*images) if images[0] else [])
+
+
+def assert_gradients(
+    found: Sequence[Tensor], terms: Sequence[Tensor | None], *statistics: Sequence[Any], fused: bool = True
+) -> None:
+    """Of all weights, half an ulp more than scales and their own, the product's if not fused; then of all biases."""
+    count = len(statistics[0])
+    of_terms = [[None] * (count // 2) if t is None else [*t] for t in terms]
+    rows = [*zip(*of_terms[:2], strict=True), *zip(*of_terms[2:], strict=True)]
+    for (scale, shift), weight, bias, m, v, e in zip(rows, found[:count], found[count:], *statistics, strict=True):
         assert weight.dtype == bias.dtype == m.dtype
-        assert_near(weight, right, (torch.finfo(m.dtype).eps / 2 + 4 * ulp) * np.abs(right))
-        assert torch.equal(bias, shift.to(m.dtype))
-    assert_same(levels, torch.ops.jpu_cuda.upsample_backward(*images) if images[0] else [])
+        ulp = np.longdouble(torch.finfo(sum_dtype(m.dtype)).eps / 2)
+        deviation = np.sqrt(exact(v) + np.longdouble(e))
+        product = exact(m) * exact(shift)
+        right = (exact(scale) - product) / deviation
+        bound = (torch.finfo(m.dtype).eps / 2 + 4 * ulp) * np.abs(right)
+        assert_near(weight, right, bound if fused else bound + ulp * np.abs(product) / deviation)
+        assert torch.equal(bias, torch.zeros_like(m) if shift is None else shift.to(m.dtype))

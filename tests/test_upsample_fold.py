@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from folds import Fold, check_gradients, check_terms, fold
+from folds import Fold, assert_gradients, assert_terms, check_gradients, check_terms, fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import needs_host
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from jpu_cuda import host
-from jpu_cuda.ops._library import DTYPES
+from jpu_cuda.ops._library import DTYPES, sum_dtype
+from jpu_cuda.reference import norms as by_torch
 
 pytestmark = needs_host
 
@@ -28,6 +29,8 @@ def _loaded() -> None:
     """So that the operators are those of the kernels, for CPU tensors too."""
     host.load()
 
+
+WIDE = pytest.mark.parametrize("wide", [True, False], ids=["norms in sums' type", "norms in levels' type"])
 
 CASES = {
     "two branches": Fold(),
@@ -40,18 +43,30 @@ CASES = {
     "one level": Fold(sizes=((4, 5),)),
     "an empty batch": Fold(batch=0),
     "each lacks something else": Fold(absent=(("weight", 1), ("bias", 2), ("weight", 3), ("bias", 3))),
+    "some terms without a gradient": Fold(missing=(0, 3)),
     "corners apart": Fold(align_corners=False),
     "channels last": Fold(layout=torch.channels_last),
 }
 
 
-@pytest.mark.parametrize("wide", [True, False], ids=["norms in sums' type", "norms in levels' type"])
+@WIDE
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_terms_and_gradients(name: str, dtype: torch.dtype, wide: bool) -> None:
     case = replace(CASES[name], dtype=dtype, wide=wide)
     check_terms(case)
     check_gradients(case)
+
+
+@WIDE
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_so_are_the_references_which_round_one_product_more(name: str, dtype: torch.dtype, wide: bool) -> None:
+    case = replace(CASES[name], dtype=dtype, wide=wide)
+    (_, _, *norms), terms = case.arguments(), case.term_gradients()
+    assert_terms(by_torch.fold(*norms, sum_dtype(dtype)), norms, fused=False)
+    found = by_torch.fold_backward(terms, *norms[2:], [1] * 4 * case.branches)
+    assert_gradients(found, terms, *norms[2:], fused=False)
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -62,6 +77,7 @@ def test_terms_and_gradients(name: str, dtype: torch.dtype, wide: bool) -> None:
         channels=st.tuples(st.integers(1, 300), st.integers(1, 300)),
         dtype=st.sampled_from(DTYPES),
         wide=st.booleans(),
+        missing=st.lists(st.integers(0, 3), max_size=4).map(tuple),
         absent=st.lists(st.tuples(st.sampled_from(["weight", "bias"]), st.integers(0, 15)), max_size=8).map(tuple),
         sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4).map(tuple),
         batch=st.integers(0, 2),
@@ -90,6 +106,26 @@ def test_a_mean_of_ten_thousand_deviations_costs_no_more_than_in_pytorch() -> No
         errors.append([float((y.double() - truth).abs().max()) for y in (mine, torchs)])
     ours, theirs = (max(column) for column in zip(*errors, strict=True))
     assert ours <= 1.25 * theirs
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_not_finite_is_so_in_pytorch_too(dtype: torch.dtype) -> None:
+    inf, nan = torch.inf, torch.nan
+    columns = {
+        "weight": [1, 1, 1, 1, 1, inf, 0, nan],
+        "bias": [2, 2, 2, 2, 2, 2, 2, inf],
+        "mean": [1, -1, 0, 1, 1, -1, inf, 1],
+        "var": [-1, 0, 0, inf, nan, 1, 1, 1],
+    }
+    norms = *([torch.tensor(column, dtype=dtype)] * 2 for column in columns.values()), [0.0, 0.0]
+    found = fold([[torch.ones(1, 1, 2, 2, dtype=dtype)], True, *norms])
+    expected = by_torch.fold(*norms, sum_dtype(dtype))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    terms = [torch.ones_like(term) for term in expected]
+    found = torch.ops.jpu_cuda.upsample_fold_backward([], [], [], True, terms, *norms[2:], [1] * 4)
+    torch.testing.assert_close(
+        found, by_torch.fold_backward(terms, *norms[2:], [1] * 4), rtol=0, atol=0, equal_nan=True
+    )
 
 
 # --- launches -------------------------------------------------------------------------------------------
@@ -137,7 +173,7 @@ def test_each_gradient_alone_is_what_it_is_among_all(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("wide", [True, False], ids=["norms in sums' type", "norms in levels' type"])
+@WIDE
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_fake_results_look_like_real_ones(dtype: torch.dtype, wide: bool, layout: torch.memory_format) -> None:
     case = Fold(3, dtype=dtype, wide=wide, layout=layout)
@@ -220,6 +256,10 @@ def _first(tensor: Tensor) -> Callable[[list[Any]], list[Any]]:
             "expected dtype Float or that of levels.*, Half, got Double",
         ),
         (changed(4, lambda x: [torch.ones(0), *x[1:]]), "norms: expected 1 to 2147483647 channels, got 0"),
+        (
+            changed(4, lambda x: [torch.ones(1).expand(2**31), *x[1:]]),
+            "norms: expected 1 to 2147483647 channels, got 2147483648",
+        ),
         (changed(4, lambda x: [x[0], x[1].half(), *x[2:]]), r"mean\[1\]: expected dtype Float, got Half"),
         (changed(5, lambda x: [x[0].double(), *x[1:]]), r"var\[0\]: expected dtype Float, got Double"),
         (changed(5, lambda x: [torch.ones(14)[::2], *x[1:]]), r"var\[0\]: expected a contiguous tensor"),
@@ -230,6 +270,14 @@ def _first(tensor: Tensor) -> Callable[[list[Any]], list[Any]]:
 def test_the_operator_says_what_is_wrong(call: Callable[[], Any], message: str) -> None:
     with pytest.raises((RuntimeError, ValueError), match=message):
         call()
+
+
+def test_blocks_of_norms_count_among_those_that_a_launch_takes() -> None:
+    """Levels whose elements share memory have as many as it takes; their result is reserved and never touched."""
+    level = torch.ones(1, 1, 1, 1, dtype=torch.float16).expand(2**31 - 1, 1, 1, 1)
+    message = "upsample_concat forward: expected at most 2147483647 blocks, got 2147483651"
+    with pytest.raises(RuntimeError, match=message):
+        changed(0, lambda _: [level] * 2, Fold(dtype=torch.float16))()
 
 
 def test_the_binding_counts_weights_and_biases_itself() -> None:
@@ -272,6 +320,12 @@ def test_the_derivative_says_what_is_wrong() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             backward(*images, True, terms, mean, var, eps, [1] * 8)
+    for statistics, got in (((mean, var[1:], eps), "4, 3 and 4"), ((mean, var, eps[1:]), "4, 4 and 3")):
+        with pytest.raises(RuntimeError, match=f"norms: expected mean, var and eps of as many.*, got {got}"):
+            backward([], [], [], True, terms, *statistics, [1] * 8)
+    whole = [x.int() for x in mean], [x.int() for x in var]
+    with pytest.raises(RuntimeError, match="dtype: expected float64, float32, float16 or bfloat16, got Int"):
+        backward([], [], [], True, terms, *whole, eps, [1] * 8)
     with pytest.raises(RuntimeError, match="mean: expected at least one, got none"):
         backward([], [], [], True, terms, [], [], [], [])
     with pytest.raises(RuntimeError, match="differentiate upsample_fold twice, which works"):
@@ -292,6 +346,9 @@ def test_fake_kernels_refuse_what_the_binding_refuses() -> None:
     case = Fold()
     gradients, *sizes = case.level_gradients()
     rest = [case.term_gradients(), *case.arguments()[4:], [1] * 8]
+    fewer = [rest[0], rest[1], rest[2][1:], *rest[3:]]
+    with pytest.raises(ValueError, match=r"norms: expected mean, var and eps of as many.*, got 4, 3 and 4"):
+        torch.ops.jpu_cuda.upsample_fold_backward(*on_meta([gradients, *sizes, *fewer]))
     cut = [gradients[0], gradients[1][..., 1:]]
     with pytest.raises(ValueError, match=r"gradients\[1\]: expected height and width \(6, 8\) as gradients\[0\]"):
         torch.ops.jpu_cuda.upsample_fold_backward(*on_meta([cut, *sizes, *rest]))

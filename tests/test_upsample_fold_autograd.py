@@ -1,10 +1,14 @@
 """upsample_fold in PyTorch's machinery: derivatives, compilation, export. By host execution."""
 
+from typing import Any
+
 import pytest
 import torch
 from folds import Fold, fold, leaves
 from strategies import needs_host
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from jpu_cuda import host
 from jpu_cuda.ops._library import DTYPES
@@ -125,6 +129,32 @@ def test_batches_of_gradients_are_the_same_one_by_one() -> None:
                 torch.testing.assert_close(batch, torch.stack(rows), rtol=1e-14, atol=1e-15)
 
 
+def test_jacobians_of_all_entries_at_once_are_those_one_by_one() -> None:
+    levels, align, weight, *rest = Fold(1, (2, 2), torch.float64, sizes=((2, 3), (1, 2)), batch=1).arguments()
+
+    def call(level: Tensor, first: Tensor) -> tuple[Tensor, ...]:
+        return tuple(fold([[levels[0], level], align, [first, *weight[1:]], *rest]))
+
+    jacobian, inputs = torch.autograd.functional.jacobian, (levels[1], weight[0])
+    for together, single in zip(jacobian(call, inputs, vectorize=True), jacobian(call, inputs), strict=True):
+        torch.testing.assert_close(together, single, rtol=1e-14, atol=1e-15)
+
+
+def test_transforms_of_torch_func_and_forward_mode_are_refused() -> None:
+    """By PyTorch, which has none of them for operators of others: a JPU leaves them to the reference."""
+    levels, align, weight, *rest = Fold(dtype=torch.float64).arguments()
+
+    def scale(first: Tensor) -> Tensor:
+        return fold([levels, align, [first, *weight[1:]], *rest])[-4]
+
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda w: scale(w).sum())(weight[0])
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for jpu_cuda::upsample_fold"):
+        torch.vmap(scale)(torch.stack([weight[0]] * 2))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        scale(forward_ad.make_dual(weight[0], weight[0]))
+
+
 def test_inference_mode_and_no_grad_are_served() -> None:
     arguments, _ = leaves(Fold())
     expected = fold(arguments)
@@ -160,3 +190,35 @@ def test_compiled_equals_eager(backend: str) -> None:
     assert [launch.kernel for launch in launches] == ["upsample_concat forward", "upsample_concat backward"]
     assert all(map(torch.equal, out, expected))
     assert all(map(torch.equal, found, wanted))
+
+
+class Folded(torch.nn.Module):
+    def forward(self, levels: list[Tensor], *norms: Any) -> list[Tensor]:
+        return torch.ops.jpu_cuda.upsample_fold(levels, False, *norms, [1e-5, 1e-3, 0.5, 1e-5])
+
+
+def test_one_graph_serves_levels_of_any_size() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(Folded(), fullgraph=True, dynamic=True, backend=counter)
+    # Of different numbers all, since equal ones would be taken to be so always.
+    for sizes, channels in ((((11, 13), (6, 7), (8, 9)), (10, 14)), (((8, 9), (16, 17), (6, 15)), (18, 19))):
+        (levels, _, *norms, _), needing = leaves(Fold(sizes=sizes, channels=channels))
+        results = []
+        for run in (compiled, Folded()):
+            with host.record() as launches:
+                out = run(levels, *norms)
+                found = torch.autograd.grad(out, needing, [torch.ones_like(x) for x in out])
+            assert len(launches) == 2
+            results.append((*out, *found))
+        assert all(map(torch.equal, *results))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_holds_the_operator(strict: bool) -> None:
+    levels, _, *norms, _ = Fold(absent=(("weight", 1),)).arguments()
+    program = torch.export.export(Folded(), (levels, *norms), strict=strict)
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert {name for name in targets if "getitem" not in name} == {"jpu_cuda.upsample_fold.default"}
+    assert all(map(torch.equal, program.module()(levels, *norms), Folded()(levels, *norms)))
