@@ -43,16 +43,17 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
     if answer.backend == "reference":
         return answer
     resize = all(pyramid.resizes_bilinearly for pyramid in pyramids)
-    torch_resizes = f" and resizes, since the kernels do so with mode 'bilinear', got up_kwargs {pyramids[0].up_kwargs}"
+    by_torch = f" and resizes, since the kernels do so with mode 'bilinear', got up_kwargs {pyramids[0].up_kwargs}"
     try:
         for pyramid in pyramids:
             pyramid.fused_branches(features)
     except Unfit as why_not:
         if not resize:
-            return Explanation("reference", "torch", f"PyTorch serves the branches ({why_not}){torch_resizes}")
+            return Explanation("reference", "torch", f"PyTorch serves the branches ({why_not}){by_torch}")
         served = f"upsample_concat; PyTorch serves the stages and the branches ({why_not})"
     else:
-        served = f"all branches in one launch; PyTorch serves the stages{'' if resize else torch_resizes}"
+        first = "one launch resizes and folds the norms" if resize else "one launch folds the norms"
+        served = f"{first}, then all branches in one launch; PyTorch serves the stages{'' if resize else by_torch}"
     return replace(answer, reason=f"{answer.reason}: {served}")
 
 

@@ -10,12 +10,13 @@ Three ways of holding a result against the truth, each derived:
   the rounding of the output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jpu_cuda.ops._library import sum_dtype
 from jpu_cuda.reference.loops import Bounded
 
 SIZES = ((7, 9), (4, 5), (2, 3))  # no multiples of each other
@@ -58,6 +59,17 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("running_var"):
                 uniform(buffer, 0.5, 2.0)
     return module
+
+
+def assert_refused(calls: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    """Asserts that each call raises a RuntimeError that says this."""
+    for message, call in calls:
+        try:
+            call()
+            got = "no error"
+        except RuntimeError as error:
+            got = str(error)
+        assert message in got, f"expected {message!r}, got {got[:200]!r}"
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -119,7 +131,7 @@ def assert_rounded(actual: Tensor, truth: np.ndarray, magnitude: np.ndarray, ste
             float32 for all else.
     """
     out = torch.finfo(actual.dtype)
-    sums = torch.finfo(torch.float64 if actual.dtype == torch.float64 else torch.float32)
+    sums = torch.finfo(sum_dtype(actual.dtype))
     exceeded = np.abs(actual.detach().double().cpu().numpy().astype(np.longdouble) - truth)
     bound = out.eps / 2 * np.abs(truth) + out.smallest_normal * out.eps / 2  # normal or subnormal
     # Half an ulp each; what is rounded to half precision last may be off by that, and land on the other neighbour.

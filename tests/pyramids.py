@@ -12,15 +12,12 @@ from helpers import assert_no_worse_than, assert_within, max_error, to_numpy
 from hypothesis import strategies as st
 from torch import Tensor
 
+from jpu_cuda.ops._library import sum_dtype
 from jpu_cuda.reference.loops import Bounded
 from jpu_cuda.reference.separable_pyramid import separable_pyramid as reference
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TERMS = ("scale", "shift", "out_scale", "out_shift")
-
-
-def sums_of(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Pyramid:
         terms = (None,) * 4
         if self.terms != "none":
             terms = tuple(
-                (normal(*shape) / 4 + (i % 2 == 0)).to(sums_of(self.dtype)) for i, shape in enumerate(term_shapes)
+                (normal(*shape) / 4 + (i % 2 == 0)).to(sum_dtype(self.dtype)) for i, shape in enumerate(term_shapes)
             )
         return {
             "levels": [self.laid_out(normal(self.batch, c, *self.size)) for c in self.channels],
@@ -131,8 +128,8 @@ def assert_bounded(actual: Tensor, truth: Tensor, magnitude: Tensor, steps: int,
     """Asserts that an entry is off by ``steps`` roundings of the sums' type, its own and, if so, the operand's h."""
     dtype = actual.dtype
     own = torch.finfo(dtype).eps / 2
-    bound = steps * torch.finfo(sums_of(dtype)).eps / 2 * magnitude + own * truth.abs()
-    if operand and dtype != sums_of(dtype):
+    bound = steps * torch.finfo(sum_dtype(dtype)).eps / 2 * magnitude + own * truth.abs()
+    if operand and dtype != sum_dtype(dtype):
         bound = bound + own * magnitude
     assert_near(actual, truth, bound)
 
@@ -200,7 +197,7 @@ def check_backward(case: Pyramid) -> None:
         assert got.shape == truth.shape
         # The operand h and the kept dz are rounded to the dtype; terms' gradients are sums of float32.
         own = torch.finfo(case.dtype).eps / 2
-        bound = steps * torch.finfo(sums_of(case.dtype)).eps / 2 * magnitude + 2 * own * magnitude
+        bound = steps * torch.finfo(sum_dtype(case.dtype)).eps / 2 * magnitude + 2 * own * magnitude
         assert_near(got, truth, bound)
         if case.dtype != torch.float64:
             assert_no_worse_than(got, exact(truth), baseline)

@@ -191,6 +191,15 @@ def test_a_patched_class_acts(kind: type[nn.Module], monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(out, run(jpu, levels, "reference")[0], rtol=1e-12, atol=1e-12)
 
 
+def test_a_patched_method_of_convolutions_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpu, levels = jpu_of(), levels_of()
+    method = nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: method(self, x, 2 * weight, bias))
+    out, kernels = run(jpu, levels, "host")
+    assert kernels == FUSED[:1]
+    torch.testing.assert_close(out, run(jpu, levels, "reference")[0], rtol=1e-12, atol=1e-12)
+
+
 def test_statistics_that_need_a_gradient_get_one() -> None:
     jpu, levels = jpu_of(FrozenBatchNorm2d), levels_of()
     mean = jpu.dilation1[1].running_mean.requires_grad_()

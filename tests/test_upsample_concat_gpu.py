@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu import captured, needs_memory, on_cuda
 from hypothesis import given, settings
 from strategies import DTYPES, LAYOUTS, PATHS, Case, cases, check_backward, check_forward, needs_host, plain
 from torch import Tensor
@@ -15,12 +16,11 @@ pytestmark = pytest.mark.gpu
 
 ops = torch.ops.jpu_cuda
 SIZES = ((40, 72), (20, 36), (10, 18))
-GIB = 2**30
 
 
 @pytest.fixture(autouse=True)
 def _on_cuda() -> Iterator[None]:
-    with use_backend("cuda"):  # raises where the binary is missing: a GPU without kernels is no success
+    with on_cuda():
         yield
 
 
@@ -163,25 +163,18 @@ def test_a_captured_graph_replays_with_new_inputs() -> None:
     levels = [x.requires_grad_() for x in levels_of()]
     gradient = torch.ones_like(run(levels))
 
-    def step() -> tuple[Tensor, ...]:
+    def step() -> list[Tensor]:
         out = run(levels)
-        return out, *torch.autograd.grad(out, levels, gradient)
+        return [out, *torch.autograd.grad(out, levels, gradient)]
 
-    warm_up = torch.cuda.Stream()
-    warm_up.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm_up):
-        step()
-    torch.cuda.current_stream().wait_stream(warm_up)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, results = captured(step)
     for seed in (1, 2):
         with torch.no_grad():
             for level, value in zip(levels, levels_of(seed=seed), strict=True):
                 level.copy_(value)
             gradient.normal_()
         graph.replay()
-        got = [x.clone() for x in captured]
+        got = [x.clone() for x in results]
         assert all(map(torch.equal, got, step()))
 
 
@@ -207,11 +200,6 @@ def test_compiled_by_inductor_equals_eager(layout: str, dynamic: bool | None) ->
 
 
 HEIGHT, WIDTH = 2**14, 2**13 + 16  # of 16 channels: a little more than 2^31 elements
-
-
-def needs_memory(gib: int) -> None:
-    if torch.cuda.mem_get_info()[0] < gib * GIB:
-        pytest.skip(f"needs {gib} GiB of free GPU memory")
 
 
 def numbered(channels: int, height: int, width: int, memory_format: torch.memory_format) -> Tensor:

@@ -151,8 +151,9 @@ Tensors separable_pyramid_backward(Tensors levels, Tensors depthwise, Tensors po
     described += exists;
   }
   const size_t base = levels.size();
-  g.depthwise = add(needed[base], [&] { return empty({p.branches, p.channels, 1, 3, 3}, first.scalar_type(), first); });
-  g.pointwise = add(needed[base + 1], [&] { return empty({p.branches, p.outputs, p.channels, 1, 1}, first.scalar_type(), first); });
+  const ScalarType dtype = first.scalar_type();
+  g.depthwise = add(needed[base], [&] { return empty({p.branches, p.channels, 1, 3, 3}, dtype, first); });
+  g.pointwise = add(needed[base + 1], [&] { return empty({p.branches, p.outputs, p.channels, 1, 1}, dtype, first); });
   const auto like_term = [](const Term& t) {
     return [&t] { return empty(shape_of(*t), t->scalar_type(), *t); };
   };

@@ -91,18 +91,19 @@ void declare_levels(const Params& p, Direction direction, Declare& declare) {
 template <class T, class Declare>
 void declare_norms(const Params& p, Direction direction, Declare& declare) {
   const bool forward = direction == Direction::kForward;
-  const int64_t wide = sizeof(Accumulate<T>), narrow = p.norms_in_sums ? wide : int64_t{sizeof(T)};
+  const int64_t sum_bytes = sizeof(Accumulate<T>), norm_bytes = p.norms_in_sums ? sum_bytes : int64_t{sizeof(T)};
+  const Access norms = forward ? Access::kRead : Access::kWrite, terms = forward ? Access::kWrite : Access::kRead;
   for (int i = 0; i < p.norms; ++i) {
     const Norm& norm = p.norm[i];
     const auto values = [&](const char* name, const void* data, int64_t element_bytes, Access access) {
       if (data != nullptr) declare(Buffer{name, data, element_bytes, {1, 1, 1, norm.channels}, {0, 0, 0, 1}, access});
     };
-    values("mean", norm.mean, narrow, Access::kRead);
-    values("var", norm.var, narrow, Access::kRead);
-    values(forward ? "weight" : "gradient of the weight", norm.weight, narrow, forward ? Access::kRead : Access::kWrite);
-    values(forward ? "bias" : "gradient of the bias", norm.bias, narrow, forward ? Access::kRead : Access::kWrite);
-    values(forward ? "scale" : "gradient of the scale", norm.scale, wide, forward ? Access::kWrite : Access::kRead);
-    values(forward ? "shift" : "gradient of the shift", norm.shift, wide, forward ? Access::kWrite : Access::kRead);
+    values("mean", norm.mean, norm_bytes, Access::kRead);
+    values("var", norm.var, norm_bytes, Access::kRead);
+    values(forward ? "weight" : "gradient of the weight", norm.weight, norm_bytes, norms);
+    values(forward ? "bias" : "gradient of the bias", norm.bias, norm_bytes, norms);
+    values(forward ? "scale" : "gradient of the scale", norm.scale, sum_bytes, terms);
+    values(forward ? "shift" : "gradient of the shift", norm.shift, sum_bytes, terms);
   }
 }
 

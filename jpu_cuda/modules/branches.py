@@ -96,7 +96,7 @@ def prove(path: str, branch: nn.Module) -> dict[str, Proof]:
     foreign = {
         name: (type(module), _settings(module))
         for name, module in branch.named_modules(prefix=path)
-        if module._modules and not _is_transparent(module)
+        if module._modules and not _is(module, _CONTAINERS)
     }
     if not foreign:
         return {}
@@ -150,53 +150,61 @@ def _parts(path: str, branch: nn.Module, proven: Mapping[str, Proof]) -> tuple[_
         got = ", ".join(name_of(leaf.module) for leaf in leaves)
         raise Unfit(f"expected {path} to be convolution, norm, convolution, norm and ReLU, got {got}")
     depthwise, norm, pointwise, out_norm, relu = leaves
-    channels = depthwise.module.in_channels if type(depthwise.module) is nn.Conv2d else 0
+    for part in (depthwise, pointwise):
+        _check_class(part, nn.Conv2d)
+    _check_class(relu, nn.ReLU)
+    channels = depthwise.module.in_channels
     _check_convolution(depthwise, 3, channels, channels)
     _check_convolution(pointwise, 1, channels, 1)
     _check_norm(norm, channels)
     _check_norm(out_norm, pointwise.module.out_channels)
-    if type(relu.module) is not nn.ReLU or not _is_transparent(relu.module):
-        raise Unfit(f"{relu.name} is a {name_of(relu.module)}")
     return depthwise, norm, pointwise, out_norm
 
 
 def _add_leaves(path: str, module: nn.Module, proven: Mapping[str, Proof], leaves: list[_Part]) -> None:
-    """In the order of execution; one that stands in two places runs twice."""
+    """Appends the modules without children in the order of execution; one that stands in two places runs twice."""
     if (odd := oddity(module)) is not None:
         raise Unfit(f"{path} {odd}")
     if not module._modules:
         leaves.append(_Part(path, module))
         return
-    if not _is_transparent(module) and proven.get(path) != (type(module), _settings(module)):
+    if not _is(module, _CONTAINERS) and proven.get(path) != (type(module), _settings(module)):
         raise Unfit(f"{path} is a {name_of(module)}")
     for name, child in module._modules.items():
         if child is not None:
             _add_leaves(f"{path}.{name}", child, proven, leaves)
 
 
-# The forward of each class that is known here, as it was defined: a patched one does something else.
-_FORWARDS: dict[type, Any] = {
-    kind: kind.forward for kind in (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU)
-}
+def _methods(cls: type) -> tuple[Any, Any]:
+    """What a class computes with."""
+    return cls.forward, getattr(cls, "_conv_forward", None)  # type: ignore[attr-defined]
+
+
+# The classes that are known here, with their methods as they were defined: patched ones do something else.
+_CONTAINERS: dict[type, Any] = {nn.Sequential: _methods(nn.Sequential)}  # they run their children in order
+_LAYERS: dict[type, Any] = {cls: _methods(cls) for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU)}
 _Module = TypeVar("_Module", bound=type[nn.Module])
 
 
 def runs_children_in_order(cls: _Module) -> _Module:
     """Decorates a container of this package whose forward does that, and no more."""
-    _FORWARDS[cls] = cls.forward
+    _CONTAINERS[cls] = _methods(cls)
     return cls
 
 
-def _is_transparent(module: nn.Module) -> bool:
-    """Whether a container is known to run its children in order, and no more."""
-    kind = type(module)
-    return kind in _FORWARDS and kind.forward is _FORWARDS[kind]
+def _is(module: nn.Module, known: dict[type, Any]) -> bool:
+    """Whether a module's class is known, and computes what it did when it was defined."""
+    cls = type(module)
+    return cls in known and _methods(cls) == known[cls]
+
+
+def _check_class(part: _Part, *classes: type) -> None:
+    if type(part.module) not in classes or not _is(part.module, _LAYERS):
+        raise Unfit(f"{part.name} is a {name_of(part.module)}")
 
 
 def _check_convolution(part: _Part, kernel: int, channels: int, groups: int) -> None:
     conv = part.module
-    if type(conv) is not nn.Conv2d or not _is_transparent(conv):
-        raise Unfit(f"{part.name} is a {name_of(conv)}")
     if conv.bias is not None:
         raise Unfit(f"{part.name} has a bias")
     dilation = conv.dilation[0] if isinstance(conv.dilation, tuple) else 0
@@ -210,8 +218,7 @@ def _check_convolution(part: _Part, kernel: int, channels: int, groups: int) -> 
 def _check_norm(part: _Part, channels: int) -> None:
     norm = part.module
     if not _is_frozen(norm):
-        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not _is_transparent(norm):
-            raise Unfit(f"{part.name} is a {name_of(norm)}")
+        _check_class(part, nn.BatchNorm2d, nn.SyncBatchNorm)
         if norm.training or norm.running_mean is None or norm.running_var is None:
             raise Unfit(f"{part.name} takes batch statistics")
     if any(value is not None and value.shape != (channels,) for value in _tensors_of_norm(part)):

@@ -117,7 +117,7 @@ class JointPyramid(nn.Module):
             Unfit: PyTorch runs the branches instead.
         """
         named = [(self.layout.branch(i), self.branch(i)) for i in range(self.num_branches)]
-        branches = read(named, self.proven, like)
+        branches = read(named, self.proven, like)  # first, since its reasons name a part
         if self.emits_coarsest:
             raise Unfit("the upsampled coarsest level is needed too")
         if forward_ad._current_level >= 0:
@@ -137,12 +137,12 @@ class JointPyramid(nn.Module):
         align_corners = bool(self.up_kwargs.get("align_corners", False))
         depthwise, pointwise, dilations, *norms = branches
         # An exported program may be called with other sizes: there, all are resized, which changes nothing.
-        small = [torch.compiler.is_exporting() or x.shape[2:] != size for x in others]
+        resize = [torch.compiler.is_exporting() or x.shape[2:] != size for x in others]
         *found, scale, shift, out_scale, out_shift = torch.ops.jpu_cuda.upsample_fold(
-            [first, *itertools.compress(others, small)], align_corners, *norms
+            [first, *itertools.compress(others, resize)], align_corners, *norms
         )
         resized = iter(found)
-        levels = [first, *(next(resized) if is_small else x for x, is_small in zip(others, small, strict=True))]
+        levels = [first, *(next(resized) if wanted else x for x, wanted in zip(others, resize, strict=True))]
         if self.layout.coarsest_first:
             levels.reverse()
         return torch.ops.jpu_cuda.separable_pyramid(

@@ -26,6 +26,7 @@ from ._library import (
     register_reference,
     sum_dtype,
 )
+from .separable_pyramid import MOST_BRANCHES
 from .upsample_concat import fake_backward
 
 # The levels after the first, resized to its size; then scale and shift [D, C], out_scale and out_shift [D, O], float32
@@ -123,9 +124,10 @@ register_reference("upsample_fold_backward", _reference_backward, position=5)  #
 def _check_norms(mean: list[Tensor], var: list[Tensor], eps: list[float]) -> None:
     """As the binding; what else it checks is left to it."""
     counts = len(mean), len(var), len(eps)
-    if counts[0] not in range(2, 17, 2) or len(set(counts)) > 1:
+    most = 2 * MOST_BRANCHES
+    if counts[0] not in range(2, most + 1, 2) or len(set(counts)) > 1:
         got = f"{counts[0]}, {counts[1]} and {counts[2]}"
-        raise ValueError(f"norms: expected mean, var and eps of as many, an even number from 2 to 16, got {got}")
+        raise ValueError(f"norms: expected mean, var and eps of as many, an even number from 2 to {most}, got {got}")
     for name, values in (("mean", mean), ("var", var)):
         for i, value in enumerate(values):
             expected = tuple(mean[0 if i < len(mean) // 2 else -1].shape)

@@ -152,15 +152,15 @@ _KERNELS = [
     Fault(
         "fold-declares-norms-wide",
         _LAUNCH,
-        "narrow = p.norms_in_sums ? wide : int64_t{sizeof(T)};",
-        "narrow = wide;",
+        "norm_bytes = p.norms_in_sums ? sum_bytes : int64_t{sizeof(T)};",
+        "norm_bytes = sum_bytes;",
         "Norms of half precision are taken to reach twice as far.",
     ),
     Fault(
         "fold-declares-gradients-as-read",
         _LAUNCH,
-        "norm.weight, narrow, forward ? Access::kRead : Access::kWrite",
-        "norm.weight, narrow, Access::kRead",
+        "norm.weight, norm_bytes, norms",
+        "norm.weight, norm_bytes, Access::kRead",
         "Nothing may write the weights' gradients.",
     ),
     Fault(
@@ -242,8 +242,8 @@ _KERNELS = [
     Fault(
         "fold-declares-terms-narrow",
         _LAUNCH,
-        "norm.scale, wide, forward",
-        "norm.scale, narrow, forward",
+        "norm.scale, sum_bytes, terms",
+        "norm.scale, norm_bytes, terms",
         "Scales of half precision's norms are taken to reach half as far.",
     ),
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from jpu_cuda import functional, use_backend
 from jpu_cuda.backend import requested_backend
 from jpu_cuda.ops import upsample_fold
+from jpu_cuda.ops._library import sum_dtype
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Memory format, channels, and how far a slice lies from the ends of its buffer: 0 or 16 keep 16-byte accesses.
@@ -83,8 +84,7 @@ def convolve(layout: str, dtype: torch.dtype, device: str) -> None:
     def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return (torch.randn(*shape, generator=generator, dtype=torch.float64) / 3).to(kind).to(device)
 
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    terms = [normal(2, width, kind=sums) for width in (channels, channels, 20, 20)]
+    terms = [normal(2, width, kind=sum_dtype(dtype)) for width in (channels, channels, 20, 20)]
     weights = normal(2, channels, 3, 3), normal(2, 20, channels)
 
     def pyramid(first: Tensor, second: Tensor, depthwise: Tensor, pointwise: Tensor, *terms: Tensor) -> Tensor:
