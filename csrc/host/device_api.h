@@ -11,6 +11,8 @@ namespace jpu::host {
 
 // One 16-byte access, which a struct of four floats would not be.
 typedef uint32_t Word16 __attribute__((vector_size(16), may_alias));
+// Four bytes of elements of another type.
+typedef uint32_t Word4 __attribute__((may_alias));
 
 int thread_index();
 uint32_t block_index();

@@ -59,6 +59,7 @@ struct Params {
   // Set by plan(): what is accessed 16 bytes at a time.
   bool output_vectors, pointwise_vectors;
   bool whole_vectors;  // each level's channels are
+  bool weight_vectors, term_vectors;  // the tensor cores' policies: depthwise and pointwise weights; terms
   int32_t output_tiles;
   Level level[kMaxLevels];
   Branch branch[kMaxBranches];
