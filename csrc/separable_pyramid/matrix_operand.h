@@ -5,15 +5,9 @@
 #include "device/matrix.h"
 #include "device/memory.h"
 #include "device/thread.h"
-#include "separable_pyramid/config.h"
+#include "separable_pyramid/matrix_config.h"
 
 namespace jpu::separable_pyramid {
-
-constexpr int kMatrixColumns = 256;
-constexpr int kWarpSide = 64;
-static_assert(kThreads / 32 * kWarpSide * kWarpSide == kPixels * kMatrixColumns, "each result has one warp");
-
-constexpr int kUnits = 4;  // vectors of a chunk, which is 64 bytes of any dtype
 
 JPU_HOST_DEVICE constexpr int parity(int bits) {
   bits ^= bits >> 4;

@@ -15,6 +15,7 @@ struct MmaShared {
   MatrixOperand<T, kMatrixColumns> pointwise[2];
   Places places;
 };
+static_assert(sizeof(MmaShared<float>) <= kMmaSharedBytes && sizeof(MmaShared<float16>) <= kMmaSharedBytes);
 
 template <class T>
 JPU_KERNEL(kThreads, 1)

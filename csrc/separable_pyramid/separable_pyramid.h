@@ -112,6 +112,20 @@ struct Workspace {
 template <class T>
 void forward(Params params, void* stream);
 
+// The same by tensor cores, for float16, bfloat16 and float32, whose operands become TF32. In one launch:
+template <class T>
+void forward_mma(Params params, void* stream);
+
+// In two for each `room` tiles of pixels; `normalised` has so many times the bytes of a tile.
+template <class T>
+void forward_two_pass(Params params, void* normalised, int64_t room, void* stream);
+struct NormalisedSize {
+  int64_t tiles;  // of all branches and images
+  int64_t tile_bytes;
+};
+template <class T>
+NormalisedSize normalised_size(const Params& params);
+
 // Sets what the structs say; the caller then provides the workspace. `input_bytes`: how much `inputs` may take if it
 // holds more than one image.
 template <class T>

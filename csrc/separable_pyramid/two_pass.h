@@ -15,8 +15,6 @@ struct TwoPassParams {
   int32_t splits;  // blocks of the first launch that share a tile's chunks
 };
 
-constexpr int kSplitChunks = 8;  // of channels, that such a block goes through
-
 template <class T>
 JPU_DEVICE T* normalised_at(const TwoPassParams& t, uint32_t tile, int slot, int chunk) {
   return static_cast<T*>(t.normalised) + ((int64_t{tile} * kPixels + slot) * t.chunks + chunk) * kChunk<sizeof(T)>;
@@ -61,13 +59,13 @@ pyramid_normalise(JPU_PARAMS TwoPassParams t) {
   }
 }
 
-constexpr int kProductStages = 4;
-
 template <class T>
 struct ProductShared {
   MatrixOperand<T, kPixels> normalised[kProductStages];
   MatrixOperand<T, kMatrixColumns> pointwise[kProductStages];
 };
+
+static_assert(sizeof(ProductShared<float>) <= kTwoPassSharedBytes && sizeof(ProductShared<float16>) <= kTwoPassSharedBytes);
 
 // One group of copies a call, which is empty past the last chunk.
 template <class T>
