@@ -104,9 +104,9 @@ class Tables:
     def swizzle(self, bits: int, shift: int, row_bytes: int) -> np.ndarray:
         """[64 rows, units of 16 bytes in a row]: the byte at which a unit lies.
 
-        By ``Swizzle<bits, 4, shift>`` of rows that lie one after the other, of 32, 64, 128 or 256 bytes; bits 1 to 3 and
-        shift from bits to 4, or 0 and 3. Swizzle<3, 4, 3>, <2, 4, 3> and <1, 4, 3> are the hardware's of 128, 64 and 32
-        bytes.
+        By ``Swizzle<bits, 4, shift>`` of rows that lie one after the other, of 32, 64, 128 or 256 bytes; bits 1 to 3
+        and shift from bits to 4, or 0 and 3. Swizzle<3, 4, 3>, <2, 4, 3> and <1, 4, 3> are the hardware's of 128, 64
+        and 32 bytes.
         """
         return np.array(self._swizzles[bits, shift, row_bytes]).reshape(64, -1)
 
