@@ -31,7 +31,8 @@ class _Request(NamedTuple):
     policy: str
 
 
-_requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_Request("auto", None, "auto"))
+_AUTO = _Request("auto", None, "auto")
+_requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_AUTO)
 
 
 class BackendUnavailableError(RuntimeError):
@@ -122,7 +123,9 @@ def matrix_options() -> MatrixOptions:
 @torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
     """Whether PyTorch's own convolutions of float32 may use TF32."""
-    if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9; the older name raises where convolutions have their own
+    if hasattr(
+        torch.backends.cudnn, "conv"
+    ):  # since torch 2.9; the older name raises where convolutions have their own
         return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
     return bool(torch.backends.cudnn.allow_tf32)
 

@@ -130,7 +130,10 @@ def test_explain_names_the_backend_and_what_it_serves() -> None:
     assert "upsample_concat; PyTorch serves the stages and the branches (dilation1.0.bn takes batch" in training.reason
     assert "all branches in one launch (plain multiply-adds were asked for); PyTorch serves" in fixed.reason
     wide = JPU(CHANNELS, width=64).eval()
-    for policy, served in (("auto", "one launch (one launch of tensor cores"), ("two-pass", "two launches at a time (")):
+    for policy, served in (
+        ("auto", "one launch (one launch of tensor cores"),
+        ("two-pass", "two launches at a time ("),
+    ):
         with use_backend("host", arch=80, policy=policy):
             answer = explain(wide, *pyramid(dtype=torch.float32))
         assert answer.policy == ("mma" if policy == "auto" else policy)
