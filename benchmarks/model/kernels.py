@@ -1,0 +1,201 @@
+"""The kernels that the sheet covers; one more is one more entry of CALLS and KERNELS.
+
+A call is something that host execution can run, with the two smaller versions of it that are run in its place. A
+kernel is one of the launches that a call makes; several launches of one name count as one kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jpu_cuda import functional
+
+from .work import Work
+
+Counts = dict[str, int]
+
+# Of config.h: slots of pixels and outputs of a block of the forward pass.
+FMA_PIXELS, FMA_OUTPUTS = 128, 64
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is run.
+
+    Attributes:
+        run: makes the launches on CPU tensors, under a backend that was chosen before.
+        samples: two smaller versions, which between them show each kernel's ``features``.
+        policy: how matrix products are done, where the backend offers a choice.
+        arch: the compute capability that the backend is told to stand for, where policies depend on it.
+    """
+
+    run: Callable[[Work], object]
+    samples: Callable[[Work], tuple[Work, Work]]
+    policy: str | None = None
+    arch: int | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+        name: of its launches.
+        call: key of CALLS.
+        policy: the sum of time that it is part of, beside "any", which is part of all of them; None for none.
+        source: its instantiation, a path below csrc with ``{dtype}``.
+        symbol: what its symbol in the binary matches.
+        features: two numbers of a call that each count is a linear combination of: blocks and their steps, say.
+        multiply_adds: that the result needs, padding left out.
+        moved: bytes that it must move, each once.
+        read_again: bytes that it reads again if the cache has so many bytes.
+        tensor: whether its matrix product is one of tensor cores.
+        main_multiply_adds: of all counted, those of the main loop; None if it has them all.
+        main_loop: instructions that all stand in the main loop, where the kernel has loops for other layouts too.
+        dynamic_shared: bytes that a launch adds to the static ones.
+    """
+
+    name: str
+    call: str
+    policy: str | None
+    source: str
+    symbol: str
+    features: Callable[[Work], tuple[int, int]]
+    multiply_adds: Callable[[Work], int]
+    moved: Callable[[Work], int]
+    read_again: Callable[[Work, int], int] = lambda work, cache: 0
+    tensor: bool = False
+    main_multiply_adds: Callable[[Work, Counts], int] | None = None
+    main_loop: tuple[str, ...] = ()
+    dynamic_shared: Callable[[Work], int] = lambda work: 0
+
+    @property
+    def row(self) -> str:
+        """As the sheet calls it."""
+        return self.call if self.name == "upsample_concat forward" else self.name
+
+    def is_in(self, symbol: str) -> bool:
+        """Whether this is its symbol."""
+        return re.search(self.symbol, symbol) is not None
+
+
+def _dtype(work: Work) -> torch.dtype:
+    found: torch.dtype = getattr(torch, work.dtype)
+    return found
+
+
+def _levels(work: Work, resized: bool) -> list[Tensor]:
+    """Ones, since neither the path nor the cost depends on values."""
+    sizes = [work.level_size(0 if resized else i) for i in range(work.levels)]
+    levels = [torch.ones(work.batch, work.channels, *size, dtype=_dtype(work)) for size in sizes]
+    return [level.contiguous(memory_format=torch.channels_last) for level in levels]
+
+
+def _fold(work: Work) -> object:
+    # The norms keep their size in samples: they cost next to nothing and are no multiple of the levels.
+    full = Work(1, 1, 1, work.dtype, dilations=work.dilations)
+    norms = [torch.ones(full.all_channels)] * work.branches + [torch.ones(full.outputs)] * work.branches
+    groups = (norms, norms, norms, norms)
+    return torch.ops.jpu_cuda.upsample_fold(_levels(work, resized=False), False, *groups, [1e-5] * len(norms))
+
+
+def _concat(work: Work) -> object:
+    # Half-pixel centres: the pattern of weights repeats from tile to tile.
+    return functional.upsample_concat(_levels(work, resized=False), align_corners=False)
+
+
+def _pyramid(work: Work) -> object:
+    terms = [torch.ones(work.branches, n) for n in (work.all_channels, work.outputs)]
+    return functional.separable_pyramid(
+        _levels(work, resized=True),
+        torch.ones(work.branches, work.all_channels, 3, 3, dtype=_dtype(work)),
+        torch.ones(work.branches, work.outputs, work.all_channels, dtype=_dtype(work)),
+        work.dilations,
+        scale=terms[0],
+        shift=terms[0],
+        out_scale=terms[1],
+        out_shift=terms[1],
+    )
+
+
+def _channels_of_upsample(work: Work) -> tuple[Work, Work]:
+    # 64 channels are whole tiles of channels in every dtype. One image.
+    small = replace(work, batch=1, channels=64)
+    return small, replace(small, channels=128)
+
+
+def _channels_of_pyramid(work: Work) -> tuple[Work, Work]:
+    # One image, one tile of outputs, and so few chunks of channels that the whole map takes seconds.
+    small = replace(work, batch=1, levels=1, channels=32, outputs=FMA_OUTPUTS)
+    return small, replace(small, channels=64)
+
+
+CALLS = {
+    "upsample_fold": Call(_fold, _channels_of_upsample),
+    "upsample_concat": Call(_concat, _channels_of_upsample),
+    "separable_pyramid, fma": Call(_pyramid, _channels_of_pyramid, policy="fma"),
+}
+
+
+def _fold_moved(work: Work) -> int:
+    # The norms' weights, biases, means and variances are as many numbers again as two pairs of terms.
+    return work.level_bytes(1) + work.resized_bytes(work.levels - 1) + 3 * work.term_bytes()
+
+
+def _pyramid_moved(work: Work) -> int:
+    return work.resized_bytes() + work.weight_bytes() + work.term_bytes() + work.output_bytes()
+
+
+def _levels_again(work: Work, cache: int) -> int:
+    # Branches are the slowest index of the grid, so levels that the cache does not hold come once for each.
+    return (work.branches - 1) * work.resized_bytes() if work.resized_bytes() > cache else 0
+
+
+def _fma_product(work: Work, counts: Counts) -> int:
+    return counts["blocks"] * FMA_PIXELS * FMA_OUTPUTS * work.all_channels
+
+
+KERNELS = (
+    Kernel(
+        name="upsample_concat forward",
+        call="upsample_fold",
+        policy="any",
+        source="upsample_concat/forward_{dtype}.cu",
+        symbol="upsample_forward",
+        # The norms' blocks, and those of the levels.
+        features=lambda work: (1, work.batch * work.channels),
+        # Three mixes of two values each, one of which is a plain product.
+        multiply_adds=lambda work: 3 * work.pixels * (work.levels - 1) * work.channels,
+        moved=_fold_moved,
+        main_loop=("LDG.E.128", "STG.E.128", "FFMA"),
+    ),
+    Kernel(
+        name="upsample_concat forward",
+        call="upsample_concat",
+        policy=None,
+        source="upsample_concat/forward_{dtype}.cu",
+        symbol="upsample_forward",
+        features=lambda work: (1, work.batch * work.channels),
+        multiply_adds=lambda work: 3 * work.pixels * (work.levels - 1) * work.channels,
+        moved=lambda work: work.level_bytes() + work.resized_bytes(),
+        main_loop=("LDG.E.128", "STG.E.128", "FFMA"),
+    ),
+    Kernel(
+        name="separable_pyramid forward",
+        call="separable_pyramid, fma",
+        policy="fma",
+        source="separable_pyramid/forward_{dtype}.cu",
+        symbol="pyramid_forward",
+        # The tiles of pixels are those of the real map; blocks for each 64 outputs, and their chunks of channels.
+        features=lambda work: (work.batch * work.outputs, work.batch * work.outputs * work.all_channels),
+        multiply_adds=lambda work: work.pointwise_multiply_adds() + work.depthwise_multiply_adds(),
+        moved=_pyramid_moved,
+        read_again=_levels_again,
+        main_multiply_adds=_fma_product,
+    ),
+)
