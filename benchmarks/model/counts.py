@@ -75,17 +75,14 @@ def total(launches: Sequence[host.Launch], name: str) -> Counts:
 
 
 def execute(call: Call, work: Work) -> dict[str, Counts]:
-    """Runs a call on the CPU; counts by name of kernel, with the threads of a block.
+    """Runs a call on the CPU; counts by name of kernel.
 
     Raises:
         CountsUnavailableError: host execution cannot be built here, or knows no such policy.
     """
     with _backend(call), torch.no_grad(), host.record() as launches:
         call.run(work)
-    found = {name: total(launches, name) for name in {launch.kernel for launch in launches}}
-    for launch in launches:
-        found[launch.kernel]["threads"] = launch.threads
-    return found
+    return {name: total(launches, name) for name in {launch.kernel for launch in launches}}
 
 
 def _backend(call: Call) -> AbstractContextManager[object]:
@@ -124,11 +121,10 @@ class Counter:
             CountsUnavailableError: as :func:`execute`.
         """
         samples = CALLS[kernel.call].samples(work)
-        parts = [self._sample(kernel.call, sample)[kernel.name] for sample in samples]
-        threads = parts[0]["threads"]
-        scaled = [{name: value for name, value in part.items() if name not in ("threads", "launches")} for part in parts]
-        found = scale([kernel.features(sample) for sample in samples], scaled, kernel.features(work))
-        return {**found, "threads": threads, "launches": parts[0]["launches"]}
+        parts = [dict(self._sample(kernel.call, sample)[kernel.name]) for sample in samples]
+        launches = parts[0].pop("launches"), parts[1].pop("launches")
+        found = scale([kernel.features(sample) for sample in samples], parts, kernel.features(work))
+        return {**found, "launches": max(launches)}
 
     def _sample(self, call: str, work: Work) -> dict[str, Counts]:
         key = hashlib.sha256(f"{self._version} {call} {json.dumps(asdict(work))}".encode()).hexdigest()[:24]

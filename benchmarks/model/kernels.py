@@ -56,7 +56,8 @@ class Kernel:
         read_again: bytes that it reads again if the cache has so many bytes.
         tensor: whether its matrix product is one of tensor cores.
         main_multiply_adds: of all counted, those of the main loop; None if it has them all.
-        main_loop: instructions that all stand in the main loop, where the kernel has loops for other layouts too.
+        wide: whether its main loop accesses global memory 16 bytes at a time, where loops for other layouts do not.
+        threads: of a block.
         dynamic_shared: bytes that a launch adds to the static ones.
     """
 
@@ -71,7 +72,8 @@ class Kernel:
     read_again: Callable[[Work, int], int] = lambda work, cache: 0
     tensor: bool = False
     main_multiply_adds: Callable[[Work, Counts], int] | None = None
-    main_loop: tuple[str, ...] = ()
+    wide: bool = False
+    threads: int = 256
     dynamic_shared: Callable[[Work], int] = lambda work: 0
 
     @property
@@ -172,7 +174,7 @@ KERNELS = (
         # Three mixes of two values each, one of which is a plain product.
         multiply_adds=lambda work: 3 * work.pixels * (work.levels - 1) * work.channels,
         moved=_fold_moved,
-        main_loop=("LDG.E.128", "STG.E.128", "FFMA"),
+        wide=True,
     ),
     Kernel(
         name="upsample_concat forward",
@@ -183,7 +185,7 @@ KERNELS = (
         features=lambda work: (1, work.batch * work.channels),
         multiply_adds=lambda work: 3 * work.pixels * (work.levels - 1) * work.channels,
         moved=lambda work: work.level_bytes() + work.resized_bytes(),
-        main_loop=("LDG.E.128", "STG.E.128", "FFMA"),
+        wide=True,
     ),
     Kernel(
         name="separable_pyramid forward",
