@@ -9,7 +9,7 @@ KIB, MIB = 1 << 10, 1 << 20
 ASSUMED = (
     "every unit runs at the clock at which NVIDIA states the tensor peak",
     "an SM serves one pass over its shared memory and issues four instructions of warps a cycle",
-    "mma.sync reaches the whole tensor peak, which on Hopper nothing here has shown (wgmma is what the peak is stated for)",
+    "mma.sync reaches the whole tensor peak; what share of it on Hopper, whose peak is stated for wgmma, is not known",
 )
 
 
@@ -100,7 +100,7 @@ _H100 = Device(
     measured_tensor=798e12,
     measured_dram=3.0e12,
     sources=(
-        "H100 datasheet: 989 TFLOP/s dense bf16, 495 TF32, 3.35 TB/s, which is 132 SMs × 2048 multiply-adds at 1.83 GHz",
+        "H100 datasheet: 989 TFLOP/s dense bf16, 495 TF32, 3.35 TB/s; 132 SMs × 2048 multiply-adds: 1.83 GHz",
         "H100 whitepaper: 132 SMs, 128 FP32 lanes and 228 KB of shared memory each, 50 MB of L2",
         "798 TFLOP/s dense bf16 and 3.0 TB/s: measured on one H100, and used here in place of the stated peaks",
         "L2 bandwidth: assumed to be A100's 5120 bytes a cycle, since NVIDIA states none",

@@ -217,7 +217,7 @@ def _dominators(successors: Sequence[Sequence[int]]) -> dict[int, int]:
     """For each block that there is a way to, the set, as bits, of blocks through which every way leads."""
     blocks = _reached(successors)
     everything = (1 << len(successors)) - 1
-    found = {block: everything for block in blocks} | {0: 1}
+    found = dict.fromkeys(blocks, everything) | {0: 1}
     before: dict[int, list[int]] = {block: [] for block in blocks}
     for block in blocks:
         for target in successors[block]:

@@ -23,21 +23,24 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Line:
-    """A kernel in a call, and all that is known of it."""
+    """A kernel in a call, and all that is known of it.
+
+    Attributes:
+        kernel, work: which, in which.
+        floor: seconds that no implementation of this kernel's work undercuts.
+        prediction: of this implementation.
+        counts: None where host execution is not to be had.
+        compiled: None where a compiler is not to be had.
+        measured: milliseconds; None if nobody has.
+    """
 
     kernel: Kernel
     work: Work
-    counts: Counts | None
-    compiled: Compiled | None
+    floor: float
     prediction: Prediction
-    measured: float | None  # milliseconds
-
-    @property
-    def floor(self) -> float:
-        """Seconds that no implementation of this kernel's work undercuts."""
-        return self._floor
-
-    _floor: float
+    counts: Counts | None = None
+    compiled: Compiled | None = None
+    measured: float | None = None
 
 
 def case_of(kernel: Kernel, work: Work) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def lines(
             least = floor(device, work.dtype, kernel.multiply_adds(work), kernel.moved(work), tensor)
             prediction = predict.predict(device, kernel, work, counts, compiled)
             value = measured(rows, device, kernel, work, source_hash)
-            found.append(Line(kernel, work, counts, compiled, prediction, value, least))
+            found.append(Line(kernel, work, least, prediction, counts, compiled, value))
     return found, list(missing)
 
 
@@ -223,9 +226,9 @@ def binaries(device: Device, found: Sequence[Line]) -> Report:
     columns = ["kernel", "dtype", "part", "registers", "spilled B", "shared B", "blocks/SM", "warps/SM", "limited by"]
     columns += ["instr.", *shown, "a product"]
     notes = [
-        "instructions as they stand in the binary, each once; main loop: the one with the most tensor core instructions, "
-        "or else FFMA, without loops in it",
-        "a product: instructions for each tensor core instruction, or else FFMA; blocks/SM: as registers, shared memory "
-        "and threads allow, of which the scarcest is named",
+        "instructions as they stand in the binary, each once; main loop: the one with the most tensor core "
+        "instructions, or else FFMA, without loops in it",
+        "a product: instructions for each tensor core instruction, or else FFMA",
+        "blocks/SM: as registers, shared memory and threads allow, of which the scarcest is named",
     ]
     return Report(f"Compiled for sm_{device.arch}", notes, columns, 3, cells)
