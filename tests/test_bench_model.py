@@ -5,16 +5,17 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import results
-from benchmarks.model import predict, sheet
+from benchmarks.environment import ROOT
+from benchmarks.model import kernels, predict, sheet
 from benchmarks.model.binary import Compiled, Resources
 from benchmarks.model.devices import DEVICES
-from benchmarks.model.kernels import KERNELS, Kernel
+from benchmarks.model.kernels import KERNELS, Kernel, rounds
 from benchmarks.model.occupancy import occupancy
 from benchmarks.model.sass import Instruction, Loop, Program
 from benchmarks.model.work import Work, select, stage_floor
 
 H100, A100 = DEVICES["h100"], DEVICES["a100"]
-KERNEL = KERNELS[-1]
+FOLD, CONCAT, KERNEL, MMA, NORMALISE, PRODUCT_OF_TWO = KERNELS
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,6 @@ def test_the_busiest_sm_has_a_whole_number_of_blocks(blocks, expected):
 
 COUNTS = {
     "blocks": 1320,
-    "launches": 1,
     "multiply_adds": 10,
     "matrix_multiply_adds": 10,
     "shared_accesses": 10,
@@ -142,7 +142,7 @@ def test_dram_binds_a_kernel_that_only_moves():
 
 
 def test_every_launch_costs():
-    one, four = (predict.predict(H100, NEGLIGIBLE, WORK, {**COUNTS, "launches": n}) for n in (1, 4))
+    one, four = (predict.predict(H100, replace(NEGLIGIBLE, launches=lambda *_, n=n: n), WORK, COUNTS) for n in (1, 4))
     assert four.total - one.total == pytest.approx(3 * predict.LAUNCH, rel=1e-3)
 
 
@@ -162,7 +162,7 @@ def test_without_counts_only_what_the_work_needs_is_known():
     found = predict.predict(A100, KERNEL, WORK)
     assert set(found.seconds) == {"DRAM", "FP32"}
     assert found.seconds["FP32"] == pytest.approx(2 * KERNEL.multiply_adds(WORK) / 19.5e12, rel=1e-2)
-    assert set(predict.predict(A100, replace(KERNEL, tensor=True), WORK).seconds) == {"DRAM", "tensor"}
+    assert set(predict.predict(A100, MMA, WORK).seconds) == {"DRAM", "tensor"}
 
 
 def test_levels_that_the_cache_does_not_hold_are_read_once_for_each_dilation():
@@ -172,33 +172,47 @@ def test_levels_that_the_cache_does_not_hold_are_read_once_for_each_dilation():
     assert KERNEL.read_again(work, levels - 1) == 3 * levels
 
 
-def _loop(first: int, **counts: int) -> Loop:
-    own = tuple(Instruction(opcode) for opcode, count in counts.items() for _ in range(count))
-    return Loop(first, own, own)
+def _code(**counts: int) -> tuple[Instruction, ...]:
+    return tuple(Instruction(opcode) for opcode, count in counts.items() for _ in range(count))
 
 
-PRODUCT, DEPTHWISE, COPY = _loop(0, FFMA=64, LDS=6, BRA=2), _loop(100, FFMA=40, LDS=20), _loop(200, LDG=4)
+PRODUCT = Loop(0, _code(FFMA=64, LDS=6, BRA=2))
+# Its multiply-adds stand in a branch; beside it is one for another layout.
+DEPTHWISE = Loop(100, _code(ISETP=5, BRA=5), (_code(FFMA=40, LDS=20), _code(LDG=100)))
+COPY = Loop(200, _code(LDG=4))
 
 
 @pytest.mark.parametrize(
     ("main", "fused", "expected"),
     [
         (32 * 640, 32 * 640, 720),  # ten times around
-        (32 * 640, 32 * 680, 720 + 60),  # and once around the other
+        (32 * 640, 32 * 680, 720 + 70),  # and once around the other
     ],
 )
 def test_instructions_of_loops_are_issued_as_often_as_their_multiply_adds_are_counted(main, fused, expected):
     assert predict.warp_instructions((PRODUCT, DEPTHWISE, COPY), PRODUCT, main, fused, 0) == pytest.approx(expected)
 
 
-def test_instructions_of_a_loop_with_tensor_cores_are_issued_as_often_as_those():
-    mma = tuple(Instruction("HMMA", ".16816.F32.BF16") for _ in range(8))
-    own = mma + tuple(Instruction("FFMA") for _ in range(4)) + tuple(Instruction("LDSM") for _ in range(4))
-    main = Loop(0, own, own)
-    # Ten times around, which also makes 10 × 4 FFMA of 32 threads; one time around the other makes the rest.
-    fused = 32 * (40 + 40)
-    found = predict.warp_instructions((main, DEPTHWISE), main, 0, fused, 10 * 8 * 16 * 8 * 16)
-    assert found == pytest.approx(10 * 16 + 60)
+MATRIX = tuple(Instruction("HMMA", ".16816.F32.BF16") for _ in range(8))
+
+
+def _issued(loop: Loop, trips: int, fused: int) -> float:
+    return predict.warp_instructions((loop, DEPTHWISE), loop, 0, 32 * fused, trips * 8 * 16 * 8 * 16)
+
+
+def test_a_loop_with_tensor_cores_goes_around_as_often_as_those_say():
+    # Of 80 multiply-adds a thread its own 4 make 40; the other loop, of 40 a time, makes the rest.
+    assert _issued(Loop(0, MATRIX + _code(FFMA=4, LDSM=4)), 10, 80) == pytest.approx(10 * 16 + 70)
+
+
+def test_a_block_that_half_of_the_warps_pass_by_counts_half():
+    loop = Loop(0, MATRIX, (_code(FFMA=10, LDS=10), _code(LDG=100)))
+    assert _issued(loop, 10, 50) == pytest.approx(10 * (8 + 20 / 2))
+
+
+def test_multiply_adds_beyond_all_blocks_of_the_main_loop_are_those_of_another():
+    loop = Loop(0, MATRIX, (_code(FFMA=10, LDS=10),))
+    assert _issued(loop, 10, 100 + 40) == pytest.approx(10 * 28 + 70)
 
 
 def test_issue_slots_are_those_of_four_schedulers_on_each_sm():
@@ -235,6 +249,7 @@ def test_a_measurement_of_these_sources_is_found():
     "changes",
     [
         {"device": "NVIDIA A100-SXM4-80GB"},
+        {"device": "NVIDIA H100 PCIe"},
         {"source_hash": "b" * 64},
         {"metric": "fps", "unit": "1/s"},
         {"case": {**ROW.case, "batch": 2}},
@@ -270,18 +285,63 @@ def _cells(*lines: sheet.Line) -> list[dict[str, str]]:
 
 
 def test_a_policy_is_the_sum_of_its_launches():
-    fold, other, product = KERNELS
-    rows = _cells(_line(fold, 0.25), _line(other, 10.0), _line(product, 1.0))
-    assert [row["kernel"] for row in rows] == ["stage (b)", fold.row, other.row, product.row, "fma: all launches"]
+    rows = _cells(_line(FOLD, 0.25), _line(CONCAT, 10.0), _line(KERNEL, 1.0), _line(MMA, 0.5))
+    names = ["stage (b)", FOLD.row, CONCAT.row, KERNEL.row, MMA.row, "fma: all launches", "mma: all launches"]
+    assert [row["kernel"] for row in rows] == names
     assert rows[0]["floor"] == "0.0323"
-    assert rows[-1]["measured"] == "1.25"
-    total = sum(predict.predict(H100, kernel, WORK).total for kernel in (fold, product)) * 1e3
-    assert float(rows[-1]["predicted"]) == pytest.approx(total, rel=1e-2)
+    assert [row["measured"] for row in rows[-2:]] == ["1.25", "0.750"]
+    total = sum(predict.predict(H100, kernel, WORK).total for kernel in (FOLD, KERNEL)) * 1e3
+    assert float(rows[-2]["predicted"]) == pytest.approx(total, rel=1e-2)
 
 
 def test_a_sum_with_an_unmeasured_part_is_not_measured():
-    fold, _, product = KERNELS
-    assert _cells(_line(fold, None), _line(product, 1.0))[-1]["measured"] == "–"
+    assert _cells(_line(FOLD, None), _line(KERNEL, 1.0))[-1]["measured"] == "–"
+
+
+def test_tf32_has_its_floor_by_tensor_cores():
+    work = replace(WORK, dtype="float32")
+    lines = [sheet.Line(kernel, work, 1e-3, predict.predict(H100, kernel, work)) for kernel in (KERNEL, MMA)]
+    floors = {row["kernel"]: float(row["floor"]) for row in _cells(*lines)}
+    assert floors["mma: all launches"] == pytest.approx(25.77e9 / 399e12 * 1e3, rel=1e-2)
+    assert floors["fma: all launches"] == pytest.approx(25.77e9 / (132 * 128 * 2 * 1.83e9) * 1e3, rel=1e-2)
+
+
+# h of a tile is 128 pixels of 1536 channels: 393,216 bytes in bfloat16, twice that in float32.
+@pytest.mark.parametrize(
+    ("device", "dtype", "tiles", "expected"),
+    [
+        ("h100", "bfloat16", 128, 2),  # 66 tiles in 25 MiB, which are one wave of 132 blocks
+        ("h100", "bfloat16", 132, 2),
+        ("h100", "bfloat16", 133, 3),
+        ("h100", "float32", 132, 4),  # 33 tiles: less than a wave
+        ("rtx4090", "bfloat16", 129, 3),  # 96 in 36 MiB, of which 64 are whole waves
+        ("rtx3090", "bfloat16", 9, 2),  # 8 in 3 MiB
+    ],
+)
+def test_two_passes_go_round_as_often_as_half_of_the_cache_says(device, dtype, tiles, expected):
+    assert rounds(Work(1, 64, 64, dtype), DEVICES[device], tiles) == expected
+
+
+def test_both_passes_are_launched_in_every_round():
+    work = Work(16, 64, 64, "bfloat16")
+    assert NORMALISE.launches(work, H100, {"blocks": 2048 * 6}) == 32
+    assert PRODUCT_OF_TWO.launches(work, H100, {"blocks": 2048 * 2}) == 32
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("config.h", f"kPixels = {kernels.TILE_PIXELS};"),
+        ("config.h", f"kColumns = {kernels.FMA_OUTPUTS};"),
+        ("config.h", f"kChunk = {kernels.CHUNK_BYTES} / ElementBytes;"),
+        ("matrix_config.h", f"kMatrixColumns = {kernels.MATRIX_OUTPUTS};"),
+        ("matrix_config.h", f"kSplitChunks = {kernels.SPLIT_CHUNKS};"),
+        ("matrix_config.h", f"kMmaSharedBytes = {kernels.MMA_SHARED // 1024} * 1024;"),
+        ("matrix_config.h", f"kTwoPassSharedBytes = {kernels.TWO_PASS_SHARED // 1024} * 1024;"),
+    ],
+)
+def test_constants_are_those_of_the_kernels(header, line):
+    assert line in (ROOT / "csrc" / "separable_pyramid" / header).read_text()
 
 
 def test_calls_are_those_asked_for():

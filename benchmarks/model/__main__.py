@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import environment
 from . import sheet
 from .binary import BinaryUnavailableError, Compiler
-from .counts import Counter, samples
+from .counts import Counter, count_samples
 from .devices import DEVICES
 from .kernels import KERNELS
 from .work import BATCHES, ELEMENT_BYTES, SIZES, select
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing: list[str] = []
     # Beside the tables, which may be piped into a file.
     bar = _progress(Console(stderr=True))
-    counting = bar.add_task("", total=samples(kernels, works), visible=not options.no_counts)
+    counting = bar.add_task("", total=count_samples(kernels, works), visible=not options.no_counts)
     with bar if sys.stderr.isatty() else nullcontext():
 
         def tick(what: str) -> None:

@@ -8,10 +8,9 @@ in channels, outputs and batch give both coefficients. The map keeps its real si
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from jpu_cuda import host, use_backend
+from jpu_cuda import BackendUnavailableError, host, use_backend
 
 from ..environment import source_hash
 from .kernels import CALLS, Call, Counts, Kernel
@@ -30,7 +29,7 @@ _HERE = ("counts.py", "kernels.py", "work.py")
 
 
 class CountsUnavailableError(RuntimeError):
-    """Host execution cannot be built here, or knows no such policy."""
+    """Host execution cannot be built here."""
 
 
 def scale(features: Sequence[tuple[int, int]], counts: Sequence[Counts], target: tuple[int, int]) -> Counts:
@@ -66,7 +65,7 @@ def total(launches: Sequence[host.Launch], name: str) -> Counts:
     if not mine:
         got = ", ".join(sorted({launch.kernel for launch in launches})) or "none"
         raise ValueError(f"launches: expected {name!r}, got {got}")
-    found: Counts = {"launches": len(mine), "blocks": sum(launch.blocks for launch in mine)}
+    found: Counts = {"blocks": sum(launch.blocks for launch in mine)}
     for launch in mine:
         for counter, value in launch.counters.items():
             if isinstance(value, int):
@@ -78,23 +77,30 @@ def execute(call: Call, work: Work) -> dict[str, Counts]:
     """Runs a call on the CPU; counts by name of kernel.
 
     Raises:
-        CountsUnavailableError: host execution cannot be built here, or knows no such policy.
+        CountsUnavailableError: host execution cannot be built here.
     """
-    with _backend(call), torch.no_grad(), host.record() as launches:
+    with _backend(call), _tf32(), torch.no_grad(), host.record() as launches:
         call.run(work)
     return {name: total(launches, name) for name in {launch.kernel for launch in launches}}
 
 
 def _backend(call: Call) -> AbstractContextManager[object]:
-    options: dict[str, Any] = {"policy": call.policy, "arch": call.arch}
-    known = inspect.signature(use_backend).parameters
-    given = {name: value for name, value in options.items() if value is not None and name in known}
-    if call.policy not in (None, "fma") and "policy" not in known:
-        raise CountsUnavailableError(f"policy {call.policy!r}: expected host execution to offer it, got one policy")
     try:
-        return use_backend("host", **given)
-    except (RuntimeError, ValueError) as error:
+        return use_backend("host", arch=call.arch, policy=call.policy)
+    except BackendUnavailableError as error:
         raise CountsUnavailableError(str(error)) from error
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Lets tensor cores take float32; where a policy has none, it changes nothing."""
+    settings: Any = torch.backends.cudnn  # whose stubs lack it
+    before = settings.conv.fp32_precision
+    settings.conv.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.conv.fp32_precision = before
 
 
 class Counter:
@@ -105,8 +111,9 @@ class Counter:
 
         Args:
             folder: where counts are kept; beside the built libraries if None.
-            tick: is told what is executed next.
+            tick: is told of each sample, before it is executed or taken from the cache.
         """
+        self._known: dict[tuple[str, Work], dict[str, Counts]] = {}
         self._folder = host.cache_folder() / "counts" if folder is None else folder
         self._tick = tick
         digest = hashlib.sha256(source_hash().encode())
@@ -121,26 +128,32 @@ class Counter:
             CountsUnavailableError: as :func:`execute`.
         """
         samples = CALLS[kernel.call].samples(work)
-        parts = [dict(self._sample(kernel.call, sample)[kernel.name]) for sample in samples]
-        launches = parts[0].pop("launches"), parts[1].pop("launches")
-        found = scale([kernel.features(sample) for sample in samples], parts, kernel.features(work))
-        return {**found, "launches": max(launches)}
+        parts = [self._sample(kernel.call, sample)[kernel.name] for sample in samples]
+        return scale([kernel.features(sample) for sample in samples], parts, kernel.features(work))
 
     def _sample(self, call: str, work: Work) -> dict[str, Counts]:
-        key = hashlib.sha256(f"{self._version} {call} {json.dumps(asdict(work))}".encode()).hexdigest()[:24]
-        path = self._folder / f"{key}.json"
-        try:
-            known: dict[str, Counts] = json.loads(path.read_text())
-            return known
-        except (OSError, ValueError):  # none, or one that was broken off
-            pass
-        self._tick(f"{call}, {work.size} {work.dtype}")
-        found = execute(CALLS[call], work)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
-        return found
+        if (call, work) not in self._known:
+            self._tick(f"{call}, {work.size} {work.dtype}")
+            key = hashlib.sha256(f"{self._version} {call} {json.dumps(asdict(work))}".encode()).hexdigest()[:24]
+            path = self._folder / f"{key}.json"
+            found = _read(path)
+            if found is None:
+                found = execute(CALLS[call], work)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(found))
+            self._known[call, work] = found
+        return self._known[call, work]
 
 
-def samples(kernels: Sequence[Kernel], works: Sequence[Work]) -> int:
-    """How many different calls are executed for the counts of these, if none is kept."""
+def _read(path: Path) -> dict[str, Counts] | None:
+    """Counts that were kept; None if there are none, or writing them was broken off."""
+    try:
+        found: dict[str, Counts] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def count_samples(kernels: Sequence[Kernel], works: Sequence[Work]) -> int:
+    """How many different calls are executed for the counts of these, unless they are kept."""
     return len({(k.call, sample) for k in kernels for w in works for sample in CALLS[k.call].samples(w)})

@@ -19,7 +19,7 @@ class Device:
 
     Attributes:
         name: as the sheet shows it.
-        reported: part of the name that the driver reports.
+        reported: the name by which the driver knows it.
         arch: what the kernels are compiled for, as in ``sm_90a``.
         sms: multiprocessors.
         clock: in Hz.
@@ -84,7 +84,7 @@ _LIMITS = "limits of an SM: CUDA C++ Programming Guide, table of technical speci
 
 _H100 = Device(
     name="H100 SXM",
-    reported="H100",
+    reported="NVIDIA H100 80GB HBM3",
     arch="90a",
     sms=132,
     clock=1.83e9,
@@ -112,7 +112,7 @@ DEVICES: dict[str, Device] = {
     "h100": _H100,
     "h200": Device(
         name="H200 SXM",
-        reported="H200",
+        reported="NVIDIA H200",
         arch="90a",
         sms=132,
         clock=1.83e9,
@@ -133,7 +133,7 @@ DEVICES: dict[str, Device] = {
     ),
     "a100": Device(
         name="A100 SXM 80 GB",
-        reported="A100",
+        reported="NVIDIA A100-SXM4-80GB",
         arch="80",
         sms=108,
         clock=1.41e9,
@@ -155,7 +155,7 @@ DEVICES: dict[str, Device] = {
     ),
     "rtx4090": Device(
         name="RTX 4090",
-        reported="RTX 4090",
+        reported="NVIDIA GeForce RTX 4090",
         arch="89",
         sms=128,
         clock=2.52e9,
@@ -176,7 +176,7 @@ DEVICES: dict[str, Device] = {
     ),
     "rtx3090": Device(
         name="RTX 3090",
-        reported="RTX 3090",
+        reported="NVIDIA GeForce RTX 3090",
         arch="86",
         sms=82,
         clock=1.695e9,

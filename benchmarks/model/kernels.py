@@ -6,7 +6,6 @@ kernel is one of the launches that a call makes; several launches of one name co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,12 +14,16 @@ from torch import Tensor
 
 from jpu_cuda import functional
 
+from .devices import KIB, Device
 from .work import Work
 
 Counts = dict[str, int]
 
-# Of config.h: slots of pixels and outputs of a block of the forward pass.
-FMA_PIXELS, FMA_OUTPUTS = 128, 64
+# Of config.h and matrix_config.h: slots of pixels and outputs of a block, bytes of a pixel's chunk of channels, chunks
+# of a block of the first of two passes, and what blocks may have of shared memory.
+TILE_PIXELS, FMA_OUTPUTS, MATRIX_OUTPUTS = 128, 64, 256
+CHUNK_BYTES, SPLIT_CHUNKS = 64, 8
+MMA_SHARED, TWO_PASS_SHARED = 87 * KIB, 96 * KIB
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Call:
     Attributes:
         run: makes the launches on CPU tensors, under a backend that was chosen before.
         samples: two smaller versions, which between them show each kernel's ``features``.
-        policy: how matrix products are done, where the backend offers a choice.
-        arch: the compute capability that the backend is told to stand for, where policies depend on it.
+        policy: how matrix products are done.
+        arch: the compute capability of the device that host execution stands for; None for one without tensor cores.
     """
 
     run: Callable[[Work], object]
     samples: Callable[[Work], tuple[Work, Work]]
-    policy: str | None = None
+    policy: str = "auto"
     arch: int | None = None
 
 
@@ -51,14 +54,15 @@ class Kernel:
         source: its instantiation, a path below csrc with ``{dtype}``.
         symbol: what its symbol in the binary matches.
         features: two numbers of a call that each count is a linear combination of: blocks and their steps, say.
-        multiply_adds: that the result needs, padding left out.
+        multiply_adds: that the result needs most of: those of the product, where it has one, without padding.
         moved: bytes that it must move, each once.
         read_again: bytes that it reads again if the cache has so many bytes.
         tensor: whether its matrix product is one of tensor cores.
         main_multiply_adds: of all counted, those of the main loop; None if it has them all.
         wide: whether its main loop accesses global memory 16 bytes at a time, where loops for other layouts do not.
         threads: of a block.
-        dynamic_shared: bytes that a launch adds to the static ones.
+        dynamic_shared: bytes that a launch adds to the static ones, at most.
+        launches: how many there are.
     """
 
     name: str
@@ -74,16 +78,13 @@ class Kernel:
     main_multiply_adds: Callable[[Work, Counts], int] | None = None
     wide: bool = False
     threads: int = 256
-    dynamic_shared: Callable[[Work], int] = lambda work: 0
+    dynamic_shared: int = 0
+    launches: Callable[[Work, Device, Counts], int] = lambda work, device, counts: 1
 
     @property
     def row(self) -> str:
         """As the sheet calls it."""
         return self.call if self.name == "upsample_concat forward" else self.name
-
-    def is_in(self, symbol: str) -> bool:
-        """Whether this is its symbol."""
-        return re.search(self.symbol, symbol) is not None
 
 
 def _dtype(work: Work) -> torch.dtype:
@@ -131,16 +132,21 @@ def _channels_of_upsample(work: Work) -> tuple[Work, Work]:
     return small, replace(small, channels=128)
 
 
-def _channels_of_pyramid(work: Work) -> tuple[Work, Work]:
+def _channels_of_pyramid(outputs: int) -> Callable[[Work], tuple[Work, Work]]:
     # One image, one tile of outputs, and so few chunks of channels that the whole map takes seconds.
-    small = replace(work, batch=1, levels=1, channels=32, outputs=FMA_OUTPUTS)
-    return small, replace(small, channels=64)
+    def samples(work: Work) -> tuple[Work, Work]:
+        small = replace(work, batch=1, levels=1, channels=32, outputs=outputs)
+        return small, replace(small, channels=64)
+
+    return samples
 
 
 CALLS = {
     "upsample_fold": Call(_fold, _channels_of_upsample),
     "upsample_concat": Call(_concat, _channels_of_upsample),
-    "separable_pyramid, fma": Call(_pyramid, _channels_of_pyramid, policy="fma"),
+    "fma": Call(_pyramid, _channels_of_pyramid(FMA_OUTPUTS), policy="fma"),
+    "mma": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="mma", arch=80),
+    "two-pass": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="two-pass", arch=80),
 }
 
 
@@ -159,7 +165,36 @@ def _levels_again(work: Work, cache: int) -> int:
 
 
 def _fma_product(work: Work, counts: Counts) -> int:
-    return counts["blocks"] * FMA_PIXELS * FMA_OUTPUTS * work.all_channels
+    return counts["blocks"] * TILE_PIXELS * FMA_OUTPUTS * work.all_channels
+
+
+def _steps(work: Work) -> tuple[int, int]:
+    # The tiles of pixels are those of the real map: blocks for each tile of outputs, and their chunks of channels.
+    return work.batch * work.outputs, work.batch * work.outputs * work.all_channels
+
+
+def _chunks(work: Work) -> int:
+    return work.levels * -(-work.channels * work.element_bytes // CHUNK_BYTES)
+
+
+def _splits(work: Work) -> int:
+    return -(-_chunks(work) // SPLIT_CHUNKS)
+
+
+def rounds(work: Work, device: Device, tiles: int) -> int:
+    """How often the two passes run, one after the other: h of one round fits half of L2, in whole waves."""
+    shares = -(-work.outputs // MATRIX_OUTPUTS)
+    room = max(device.l2 // 2 // (_chunks(work) * TILE_PIXELS * CHUNK_BYTES), 1)
+    wave = max(device.sms // shares, 1)
+    return -(-tiles // (room if room < wave else room // wave * wave))
+
+
+def _normalise_launches(work: Work, device: Device, counts: Counts) -> int:
+    return rounds(work, device, counts["blocks"] // _splits(work))
+
+
+def _product_launches(work: Work, device: Device, counts: Counts) -> int:
+    return rounds(work, device, counts["blocks"] // -(-work.outputs // MATRIX_OUTPUTS))
 
 
 KERNELS = (
@@ -189,15 +224,54 @@ KERNELS = (
     ),
     Kernel(
         name="separable_pyramid forward",
-        call="separable_pyramid, fma",
+        call="fma",
         policy="fma",
         source="separable_pyramid/forward_{dtype}.cu",
         symbol="pyramid_forward",
-        # The tiles of pixels are those of the real map; blocks for each 64 outputs, and their chunks of channels.
-        features=lambda work: (work.batch * work.outputs, work.batch * work.outputs * work.all_channels),
-        multiply_adds=lambda work: work.pointwise_multiply_adds() + work.depthwise_multiply_adds(),
+        features=_steps,
+        multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=_pyramid_moved,
         read_again=_levels_again,
         main_multiply_adds=_fma_product,
+    ),
+    Kernel(
+        name="separable_pyramid mma",
+        call="mma",
+        policy="mma",
+        source="separable_pyramid/matrix_{dtype}.cu",
+        symbol="pyramid_mma",
+        features=_steps,
+        multiply_adds=lambda work: work.pointwise_multiply_adds(),
+        moved=_pyramid_moved,
+        read_again=_levels_again,
+        tensor=True,
+        dynamic_shared=MMA_SHARED,
+    ),
+    Kernel(
+        name="separable_pyramid normalise",
+        call="two-pass",
+        policy="two-pass",
+        source="separable_pyramid/matrix_{dtype}.cu",
+        symbol="pyramid_normalise",
+        features=lambda work: (work.batch * _splits(work), work.batch * work.all_channels),
+        multiply_adds=lambda work: work.depthwise_multiply_adds(),
+        # h is written to L2, where the second pass finds it.
+        moved=lambda work: work.resized_bytes() + work.depthwise_bytes() + work.term_bytes(),
+        read_again=_levels_again,
+        threads=128,
+        launches=_normalise_launches,
+    ),
+    Kernel(
+        name="separable_pyramid product",
+        call="two-pass",
+        policy="two-pass",
+        source="separable_pyramid/matrix_{dtype}.cu",
+        symbol="pyramid_product",
+        features=_steps,
+        multiply_adds=lambda work: work.pointwise_multiply_adds(),
+        moved=lambda work: work.weight_bytes() - work.depthwise_bytes() + work.output_bytes(),
+        tensor=True,
+        dynamic_shared=TWO_PASS_SHARED,
+        launches=_product_launches,
     ),
 )

@@ -7,7 +7,7 @@ loops that hold the multiply-adds, and L1 hits, which are assumed wherever a blo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from . import sass
@@ -62,8 +62,11 @@ def imbalance(blocks: int, sms: int) -> float:
     return -(-blocks // sms) / (blocks / sms)
 
 
-def warp_instructions(loops: tuple[sass.Loop, ...], main: sass.Loop, main_fused: int, fused: int, matrix: int) -> float:
+def warp_instructions(loops: Sequence[sass.Loop], main: sass.Loop, main_fused: int, fused: int, matrix: int) -> float:
     """Instructions that warps issue in the loops that hold the multiply-adds.
+
+    Of a loop those count that it always meets, and blocks with multiply-adds as often as these are counted: a block
+    that some warps pass by, or that serves another layout, makes this no larger than the truth.
 
     Args:
         loops: of the kernel.
@@ -73,18 +76,26 @@ def warp_instructions(loops: tuple[sass.Loop, ...], main: sass.Loop, main_fused:
         matrix: of tensor cores, in all.
 
     Returns:
-        Those of the main loop, as often as its multiply-adds are counted, and of the loop with the next most FFMA, to
-        which all others are ascribed.
+        Those of the main loop, and of the loop with the next most FFMA, to which all other multiply-adds are ascribed.
     """
-    by_tensor = sass.matrix(main.own)
-    trips = matrix / by_tensor if by_tensor else main_fused / (_WARP * sass.fused(main.own))
-    found = trips * len(main.own)
-    rest = fused - trips * _WARP * sass.fused(main.own)
+    by_tensor, some = sass.matrix(main.own), main.sometimes_fused
+    if not by_tensor:
+        found, rest = _issued(main, main_fused), float(fused - main_fused)
+    else:
+        trips = matrix / by_tensor
+        rest = max(0.0, fused - trips * _WARP * sass.fused(main.always))
+        share = min(1.0, rest / (trips * _WARP * sass.fused(some))) if some else 0.0
+        found = trips * (len(main.always) + share * len(some))
+        rest -= share * trips * _WARP * sass.fused(some)
     others = [loop for loop in loops if loop is not main and sass.fused(loop.own)]
     if rest > 0 and others:
-        other = max(others, key=lambda loop: sass.fused(loop.own))
-        found += rest / (_WARP * sass.fused(other.own)) * len(other.own)
+        found += _issued(max(others, key=lambda loop: sass.fused(loop.own)), rest)
     return found
+
+
+def _issued(loop: sass.Loop, multiply_adds: float) -> float:
+    trips = multiply_adds / (_WARP * sass.fused(loop.own))
+    return trips * (len(loop.always) + len(loop.sometimes_fused))
 
 
 def predict(
@@ -105,8 +116,8 @@ def predict(
     if counts is None:
         flops = 2.0 * kernel.multiply_adds(work)
         seconds["tensor" if kernel.tensor else "FP32"] = flops / device.peak_flops(work.dtype, kernel.tensor)
-        return Prediction(seconds, _resident(device, kernel, work, compiled), None, 1.0, 1)
-    blocks, launches = counts["blocks"], counts["launches"]
+        return Prediction(seconds, _resident(device, kernel, compiled), None, 1.0, 1)
+    blocks, launches = counts["blocks"], kernel.launches(work, device, counts)
     uneven = imbalance(blocks // launches, device.sms)
     fused, matrix = counts["multiply_adds"], counts.get("matrix_multiply_adds", 0)
     if device.l2_read is not None:
@@ -116,7 +127,7 @@ def predict(
     seconds["FP32"] = 2.0 * fused / device.fp32_flops() * uneven
     if matrix:
         seconds["tensor"] = 2.0 * matrix / device.tensor_flops(work.dtype) * uneven
-    resident = _resident(device, kernel, work, compiled)
+    resident = _resident(device, kernel, compiled)
     if compiled is not None and compiled.loop is not None:
         main = fused if kernel.main_multiply_adds is None else kernel.main_multiply_adds(work, counts)
         issued = warp_instructions(compiled.program.loops, compiled.loop, main, fused, matrix)
@@ -125,8 +136,8 @@ def predict(
     return Prediction(seconds, resident, waves, uneven, launches)
 
 
-def _resident(device: Device, kernel: Kernel, work: Work, compiled: Compiled | None) -> Occupancy | None:
+def _resident(device: Device, kernel: Kernel, compiled: Compiled | None) -> Occupancy | None:
     if compiled is None:
         return None
-    shared = compiled.resources.shared + kernel.dynamic_shared(work)
+    shared = compiled.resources.shared + kernel.dynamic_shared
     return occupancy(device, kernel.threads, compiled.resources.registers, shared)

@@ -80,13 +80,23 @@ class Loop:
 
     Attributes:
         first: number of the instruction that it begins with.
-        own: its instructions, without those of loops in it.
-        all: its instructions.
+        always: its instructions that every time around meets.
+        sometimes: its other instructions, by basic blocks. Neither has those of loops in it.
     """
 
     first: int
-    own: tuple[Instruction, ...]
-    all: tuple[Instruction, ...]
+    always: tuple[Instruction, ...]
+    sometimes: tuple[tuple[Instruction, ...], ...] = ()
+
+    @property
+    def own(self) -> tuple[Instruction, ...]:
+        """Its instructions, without those of loops in it."""
+        return self.always + tuple(x for block in self.sometimes for x in block)
+
+    @property
+    def sometimes_fused(self) -> tuple[Instruction, ...]:
+        """Those of the other blocks that have multiply-adds."""
+        return tuple(x for block in self.sometimes if fused(block) for x in block)
 
 
 @dataclass(frozen=True)
@@ -238,19 +248,25 @@ def _loops(instructions: Sequence[Instruction], labels: dict[str, int]) -> list[
     starts, successors = _blocks(instructions, labels)
     dominators = _dominators(successors) if starts else {}
     bodies: dict[int, set[int]] = {}
-    for block, passed in dominators.items():
+    passed: dict[int, int] = {}  # by header, the blocks through which every way back leads
+    for block, dominating in dominators.items():
         for header in successors[block]:
-            if passed >> header & 1:  # a way back
+            if dominating >> header & 1:  # a way back
                 bodies.setdefault(header, {header}).update(_reaching(block, header, successors))
+                passed[header] = passed.get(header, dominating) & dominating
     ends = [*starts[1:], len(instructions)]
-
-    def content(blocks: set[int]) -> tuple[Instruction, ...]:
-        return tuple(x for block in sorted(blocks) for x in instructions[starts[block] : ends[block]])
-
     loops = []
     for header, body in sorted(bodies.items()):
         nested = [other for h, other in bodies.items() if h != header and other < body]
-        loops.append(Loop(starts[header], content(body.difference(*nested)), content(body)))
+        always: list[Instruction] = []
+        sometimes: list[tuple[Instruction, ...]] = []
+        for block in sorted(body.difference(*nested)):
+            content = instructions[starts[block] : ends[block]]
+            if passed[header] >> block & 1:
+                always += content
+            else:
+                sometimes.append(tuple(content))
+        loops.append(Loop(starts[header], tuple(always), tuple(sometimes)))
     return loops
 
 

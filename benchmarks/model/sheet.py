@@ -76,7 +76,7 @@ def measured(rows: Iterable[results.Row], device: Device, kernel: Kernel, work: 
         if row.case == case
         and row.metric == "latency"
         and row.source_hash == source_hash
-        and device.reported in row.device
+        and row.device == device.reported
     ]
     return max(fitting, key=lambda row: row.run).value if fitting else None
 
@@ -146,6 +146,7 @@ def times(device: Device, found: Sequence[Line]) -> Report:
             total = sum(line.prediction.total for line in parts)
             known = [line.measured for line in parts if line.measured is not None]
             value = sum(known) if len(known) == len(parts) else None
+            least = stage_floor(device, work, any(line.kernel.tensor for line in parts))
             empty = ["", "", "", figure(least * 1e3), *[""] * (len(RESOURCES) + 1)]
             ends = [figure(total * 1e3), figure(total / least), figure(value)]
             cells.append([*_where(work), f"{policy}: all launches", *empty, *ends])

@@ -74,6 +74,10 @@ class Work:
         """Of depthwise and pointwise weights."""
         return self.branches * self.all_channels * (9 + self.outputs) * self.element_bytes
 
+    def depthwise_bytes(self) -> int:
+        """Of the depthwise weights alone."""
+        return self.branches * self.all_channels * 9 * self.element_bytes
+
     def term_bytes(self) -> int:
         """Of the folded norms: scale and shift in float32."""
         return self.branches * (self.all_channels + self.outputs) * 2 * 4
@@ -97,9 +101,9 @@ def floor(device: Device, dtype: str, multiply_adds: int, moved: int, tensor: bo
     return max(2.0 * multiply_adds / device.peak_flops(dtype, tensor), moved / device.bandwidth)
 
 
-def stage_floor(device: Device, work: Work) -> float:
-    """Of stage (b): the pointwise convolutions on tensor cores (FP32 units for float32), or its bytes."""
-    tensor = work.dtype != "float32"
+def stage_floor(device: Device, work: Work, tf32: bool = False) -> float:
+    """Of stage (b): the pointwise convolutions on tensor cores (FP32 units for float32, unless TF32), or its bytes."""
+    tensor = tf32 or work.dtype != "float32"
     return floor(device, work.dtype, work.pointwise_multiply_adds(), work.stage_bytes(), tensor)
 
 
