@@ -8,6 +8,7 @@ import warnings
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,17 @@ BACKENDS = ("auto", "cuda", "host", "reference")
 # The device that each kernel backend takes tensors of.
 _DEVICE = {"cuda": "cuda", "host": "cpu"}
 
-_requested: ContextVar[str] = ContextVar("jpu_cuda_backend", default="auto")
+# How the kernels do their matrix products (csrc/separable_pyramid/policy.h).
+POLICIES = ("auto", "fma", "mma", "two-pass")
+
+
+class _Request(NamedTuple):
+    backend: str
+    arch: int | None
+    policy: str
+
+
+_requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_Request("auto", None, "auto"))
 
 
 class BackendUnavailableError(RuntimeError):
@@ -41,26 +52,45 @@ class use_backend:
             (compiled kernels or an error), ``"host"`` (the kernels executed on the CPU, for
             verification; built on first use, which takes about half a minute) or ``"reference"``
             (pure PyTorch).
+        arch: for ``"host"``, the GPU whose kernels are executed, by its compute capability: 80 for 8.0. None is
+            one without tensor cores, so that all products are plain multiply-adds.
+        policy: how matrix products are done: ``"auto"`` chooses by device, dtype and shape; ``"fma"`` is plain
+            multiply-adds, ``"mma"`` tensor cores in a single launch, ``"two-pass"`` tensor cores with an operand
+            that passes through the L2 cache. What a policy cannot take, another serves: :func:`jpu_cuda.explain`
+            says which.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or an option that the backend does not have.
         BackendUnavailableError: a backend that this installation does not have.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, arch: int | None = None, policy: str = "auto") -> None:
         if name not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        if policy not in POLICIES:
+            raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
+        if policy != "auto" and name == "reference":
+            raise ValueError(f"policy: expected 'auto' for backend 'reference', which has no kernels, got {policy!r}")
+        if arch is not None and name != "host":
+            raise ValueError(f"arch: expected None for backend {name!r}, since only 'host' has no device, got {arch!r}")
+        if arch is not None and (isinstance(arch, bool) or not isinstance(arch, int) or not 10 <= arch <= 999):
+            raise ValueError(f"arch: expected a compute capability such as 80 for 8.0, or None, got {arch!r}")
         if (why_not := _unavailable(name)) is not None:
             raise BackendUnavailableError(f"backend {name!r} is not available: {why_not}")
-        self.name = name
+        self._request = _Request(name, arch, policy)
         self._entered = False
-        self._token: Token[str] = _requested.set(name)
+        self._token: Token[_Request] = _requested.set(self._request)
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self._request.backend
 
     def __enter__(self) -> use_backend:
         if self._entered:
             raise RuntimeError("use_backend: expected a fresh use_backend(...) for each with block")
         self._entered = True
-        _requested.set(self.name)  # another may have been chosen since this one was made
+        _requested.set(self._request)  # another may have been chosen since this one was made
         return self
 
     def __exit__(
@@ -71,7 +101,30 @@ class use_backend:
 
 def requested_backend() -> str:
     """The name last given to :class:`use_backend` in this context; ``"auto"`` if none was."""
-    return _requested.get()
+    return _requested.get().backend
+
+
+class MatrixOptions(NamedTuple):
+    """What the operators are told of matrix products, beside their tensors."""
+
+    allow_tf32: bool
+    arch: int  # 0 for a device without tensor cores; only host execution goes by it
+    policy: str
+
+
+def matrix_options() -> MatrixOptions:
+    """As :class:`use_backend` and PyTorch's setting for convolutions say in this context."""
+    request = _requested.get()
+    return MatrixOptions(_allows_tf32(), request.arch or 0, request.policy)
+
+
+# Nothing for torch.compile to look into: a compiled function keeps what held when it was compiled.
+@torch.compiler.assume_constant_result
+def _allows_tf32() -> bool:
+    """Whether PyTorch's own convolutions of float32 may use TF32."""
+    if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9; the older name raises where convolutions have their own
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+    return bool(torch.backends.cudnn.allow_tf32)
 
 
 @dataclass(frozen=True)

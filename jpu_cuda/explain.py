@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import is_autocasting
-from .backend import Explanation, choose
-from .modules.branches import Unfit
+from .backend import Explanation, choose, matrix_options
+from .modules.branches import Branches, Unfit
 from .modules.core import JointPyramid
 from .modules.fastfcn import JPU_X
 
@@ -45,16 +45,27 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
     resize = all(pyramid.resizes_bilinearly for pyramid in pyramids)
     by_torch = f" and resizes, since the kernels do so with mode 'bilinear', got up_kwargs {pyramids[0].up_kwargs}"
     try:
-        for pyramid in pyramids:
-            pyramid.fused_branches(features)
+        branches = [pyramid.fused_branches(features) for pyramid in pyramids]
     except Unfit as why_not:
         if not resize:
             return Explanation("reference", "torch", f"PyTorch serves the branches ({why_not}){by_torch}")
         served = f"upsample_concat; PyTorch serves the stages and the branches ({why_not})"
     else:
         first = "one launch resizes and folds the norms" if resize else "one launch folds the norms"
-        served = f"{first}, then all branches in one launch; PyTorch serves the stages{'' if resize else by_torch}"
+        policy, why = _policy(features, pyramids[0], branches[0])
+        then = "all branches in two launches at a time" if policy == "two-pass" else "all branches in one launch"
+        served = f"{first}, then {then} ({why}); PyTorch serves the stages{'' if resize else by_torch}"
+        answer = replace(answer, policy=policy)
     return replace(answer, reason=f"{answer.reason}: {served}")
+
+
+def _policy(features: Tensor, pyramid: JointPyramid, branches: Branches) -> tuple[str, str]:
+    """How the products of a pyramid's branches are done, and why."""
+    outputs, channels = branches.pointwise[0].shape[:2]
+    widths = [channels // pyramid.num_levels] * pyramid.num_levels  # all stages of a family have one width
+    found: str = torch.ops.jpu_cuda.separable_pyramid_policy(features, widths, outputs, *matrix_options())
+    policy, _, why = found.partition(": ")
+    return policy, why
 
 
 def _as_features(level: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from . import ops  # noqa: F401  defines torch.ops.jpu_cuda
 from ._checks import check_flag, check_levels, same_for_convolution
-from .backend import BackendUnavailableError, choose, requested_backend
+from .backend import BackendUnavailableError, choose, matrix_options, requested_backend
 from .ops._library import sum_dtype
 from .ops.separable_pyramid import why_not
 from .reference import separable_pyramid as _separable_pyramid
@@ -103,8 +103,11 @@ def separable_pyramid(
 
     Returns:
         [N, D·O, H, W] in the dtype of the levels, channels_last if all of them are. Kernels take up to 8 levels and 8
-        dilations of at most 16, and images of fewer than 2³¹ pixels. Second derivatives, forward mode and torch.func
-        are PyTorch's on any backend.
+        dilations of at most 16, and images of fewer than 2³¹ pixels. Their products are done as
+        :class:`jpu_cuda.use_backend` says; float32 becomes TF32 where PyTorch's setting for its own convolutions
+        allows it (``torch.backends.cudnn.conv.fp32_precision``, ``allow_tf32`` before torch 2.9; a compiled function
+        keeps the setting that held when it was compiled). Second derivatives, forward mode and torch.func are
+        PyTorch's on any backend.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; the message says expected and got.
@@ -144,7 +147,9 @@ def separable_pyramid(
         terms = [None if term is None else term.to(sum_dtype(first.dtype)).contiguous() for term in affine.values()]
         shaped = depthwise_weight[:, :, None], pointwise_weight[..., None, None]
         weights = (list(weight.contiguous().unbind(0)) for weight in shaped)
-        return torch.ops.jpu_cuda.separable_pyramid(list(levels), *weights, list(dilations), *terms, relu)
+        return torch.ops.jpu_cuda.separable_pyramid(
+            list(levels), *weights, list(dilations), *terms, relu, *matrix_options()
+        )
     return _separable_pyramid.separable_pyramid(
         levels, depthwise_weight, pointwise_weight, dilations, scale, shift, out_scale, out_shift, relu
     )

@@ -47,8 +47,9 @@ class Launch:
         kernel: its name.
         blocks, threads: the grid, in blocks and threads a block.
         counters: what it cost: bytes and 32-byte sectors requested of global memory, distinct bytes summed
-            over blocks, shared-memory passes and those that bank conflicts add, barriers, multiply-adds.
-            ``global_reads`` and ``global_writes`` count accesses by their width in bytes.
+            over blocks, shared-memory passes and those that bank conflicts add, barriers, multiply-adds;
+            ``matrix_multiply_adds`` are those of tensor cores, by ``matrix_instructions`` of warps, which
+            ``matrix_loads`` feed. ``global_reads`` and ``global_writes`` count accesses by their width in bytes.
     """
 
     kernel: str

@@ -5,12 +5,18 @@
 
 namespace jpu {
 
-// Which entry this block is of; `first` is the member that holds the number of an entry's first block.
+// Which entry a block is of; `first` is the member that holds the number of an entry's first block.
+template <class Entry>
+JPU_DEVICE int entry_of(uint32_t block, const Entry* entries, int count, uint32_t Entry::*first) {
+  int index = 0;
+  while (index + 1 < count && block >= entries[index + 1].*first) ++index;
+  return index;
+}
+
+// Of this block.
 template <class Entry>
 JPU_DEVICE int entry_of_block(const Entry* entries, int count, uint32_t Entry::*first) {
-  int index = 0;
-  while (index + 1 < count && block_index() >= entries[index + 1].*first) ++index;
-  return index;
+  return entry_of(block_index(), entries, count, first);
 }
 
 }  // namespace jpu

@@ -76,15 +76,28 @@ template <class S>
 inline constexpr char kTypeOf = 0;
 #endif
 
+// What a block may have without an opt-in.
+constexpr int kStaticBytes = 48 * 1024;
+
+// The dynamic shared memory that a launch has to give a kernel whose shared memory is an S.
+template <class S>
+inline constexpr int kDynamicBytes = sizeof(S) > kStaticBytes ? static_cast<int>(sizeof(S)) : 0;
+
 // The shared memory of this block as an S, which is not initialised. One call a kernel.
 template <class S>
 JPU_DEVICE S& shared_memory() {
-  static_assert(sizeof(S) <= 48 * 1024, "more needs dynamic shared memory and an opt-in");
+  constexpr int kAlignment = 128;
+  static_assert(alignof(S) <= kAlignment, "or the offset within S would not tell the bank");
 #if JPU_CUDA
-  __shared__ alignas(kVectorBytes) unsigned char storage[sizeof(S)];
-  return *reinterpret_cast<S*>(storage);
+  if constexpr (kDynamicBytes<S> != 0) {
+    extern __shared__ __align__(kAlignment) unsigned char dynamic_storage[];
+    return *reinterpret_cast<S*>(dynamic_storage);
+  } else {
+    __shared__ alignas(kVectorBytes < alignof(S) ? alignof(S) : kVectorBytes) unsigned char storage[sizeof(S)];
+    return *reinterpret_cast<S*>(storage);
+  }
 #else
-  return *static_cast<S*>(host::shared_memory(sizeof(S), &kTypeOf<S>));
+  return *static_cast<S*>(host::shared_memory(sizeof(S), kDynamicBytes<S>, &kTypeOf<S>));
 #endif
 }
 

@@ -13,6 +13,13 @@ JPU_DEVICE int thread_index() {
 #endif
 }
 
+constexpr int kWarpSize = 32;
+
+JPU_DEVICE int warp_index() { return thread_index() / kWarpSize; }
+
+// Within its warp.
+JPU_DEVICE int lane_index() { return thread_index() % kWarpSize; }
+
 JPU_DEVICE uint32_t block_index() {
 #if JPU_CUDA
   return blockIdx.x;

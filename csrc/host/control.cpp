@@ -25,6 +25,9 @@ py::dict to_dict(const Record& record) {
   counters["bank_conflicts"] = c.bank_conflicts;
   counters["barriers"] = c.barriers;
   counters["multiply_adds"] = c.multiply_adds;
+  counters["matrix_multiply_adds"] = c.matrix_multiply_adds;
+  counters["matrix_instructions"] = c.matrix_instructions;
+  counters["matrix_loads"] = c.matrix_loads;
   counters["global_reads"] = c.global_reads;
   counters["global_writes"] = c.global_writes;
   py::dict result;

@@ -17,6 +17,8 @@ struct Counters {
   uint64_t bank_conflicts = 0;   // those repeats
   uint64_t barriers = 0;         // arrivals of a whole block
   uint64_t multiply_adds = 0;
+  uint64_t matrix_multiply_adds = 0;  // by tensor cores, of whole warps
+  uint64_t matrix_instructions = 0, matrix_loads = 0;  // of warps
   std::map<int, uint64_t> global_reads, global_writes;  // accesses a thread, by their bytes
 };
 

@@ -11,12 +11,16 @@ namespace jpu::host {
 
 // One 16-byte access, which a struct of four floats would not be.
 typedef uint32_t Word16 __attribute__((vector_size(16), may_alias));
+// Four bytes of elements of another type.
+typedef uint32_t Word4 __attribute__((may_alias));
+
+typedef float Float4 __attribute__((vector_size(16)));
 
 int thread_index();
 uint32_t block_index();
 __attribute__((noinline)) void block_barrier();
-// `type`: an address that stands for the type of what is kept there.
-void* shared_memory(size_t bytes, const void* type);
+// `dynamic_bytes`: what the launch must give for it. `type`: an address that stands for the type of what is kept there.
+void* shared_memory(size_t bytes, int dynamic_bytes, const void* type);
 
 float multiply_add(float a, float b, float c);
 double multiply_add(double a, double b, double c);
@@ -30,10 +34,16 @@ __attribute__((noinline)) void copy_async(void* shared, const void* global, int 
 void commit_copies();
 void wait_copies(int pending);
 
+// A warp's instructions: every lane of a warp comes to the same call before any goes on.
+enum class MatrixType : uint8_t { kFloat16, kBfloat16, kTf32 };
+__attribute__((noinline)) Word16 load_matrices(const void* row);
+__attribute__((noinline)) Float4 multiply_matrices(MatrixType type, Word16 a, uint32_t b0, uint32_t b1, Float4 sum);
+uint32_t round_tf32(uint32_t bits);
+
 // One launch: declare its memory, then execute it. One launch at a time; others wait.
 class Launch {
  public:
-  Launch(const char* kernel, uint32_t blocks, int threads);
+  Launch(const char* kernel, uint32_t blocks, int threads, int shared_bytes);
   ~Launch();
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;

@@ -53,6 +53,7 @@ void Execution::run() {
   threads_.resize(thread_count);
   const auto& pool = fibers(thread_count);
   for (int t = 0; t < thread_count; ++t) threads_[t].fiber = pool[t].get();
+  arrived_.assign((thread_count + kWarp - 1) / kWarp, 0);
   for (const uint32_t b : block_order) {
     block = b;
     shadow.start_block(b);
@@ -86,29 +87,50 @@ void Execution::run_block() {
       threads_[t].fiber->resume();
       if (!fault_.empty()) throw std::runtime_error(fault_);
     }
-    if (!any) return;
-    release_barrier();
+    if (any) continue;  // to where all wait, or are done
+    check_warps();
+    if (!release_barrier()) return;
   }
 }
 
-// Every thread waits at one barrier, or every thread is done.
-void Execution::release_barrier() {
+// No thread can go on; none may then wait for the rest of its warp.
+void Execution::check_warps() const {
+  const auto waits = [](const DeviceThread& t) { return t.state == DeviceThread::State::kAtWarpInstruction; };
+  const auto first = std::find_if(threads_.begin(), threads_.end(), waits);
+  if (first == threads_.end()) return;
+  const size_t waiting = first - threads_.begin(), begin = waiting / kWarp * kWarp;
+  for (size_t t = begin; t < begin + kWarp; ++t) {
+    if (!waits(threads_[t]) || threads_[t].site != first->site) throw_divergent("warp instruction", waiting, t);
+  }
+}
+
+void Execution::throw_divergent(const std::string& what, size_t waiting, size_t other) const {
+  using State = DeviceThread::State;
+  const State state = threads_[other].state;
+  const char* does = state == threads_[waiting].state ? "waits at another"
+                     : state == State::kAtBarrier     ? "waits at a barrier"
+                     : state == State::kDone          ? "has left the kernel"
+                                                      : "";
+  throw std::runtime_error(kernel + ": block " + std::to_string(block) + ", thread " + std::to_string(other) +
+                           ": divergent " + what + ": thread " + std::to_string(waiting) +
+                           " waits at one while this thread " + does);
+}
+
+// Every thread waits at one barrier, or every thread is done, which false says.
+bool Execution::release_barrier() {
   const auto at_barrier = [](const DeviceThread& t) { return t.state == DeviceThread::State::kAtBarrier; };
   const auto first = std::find_if(threads_.begin(), threads_.end(), at_barrier);
-  if (first == threads_.end()) return;
+  if (first == threads_.end()) return false;
   for (size_t t = 0; t < threads_.size(); ++t) {
-    const bool other_site = at_barrier(threads_[t]) && threads_[t].barrier_site != first->barrier_site;
-    if (!at_barrier(threads_[t]) || other_site) {
-      throw std::runtime_error(kernel + ": block " + std::to_string(block) + ", thread " + std::to_string(t) +
-                               ": divergent barrier: thread " + std::to_string(first - threads_.begin()) +
-                               " waits at one while this thread " +
-                               (other_site ? "waits at another" : "has left the kernel"));
+    if (!at_barrier(threads_[t]) || threads_[t].site != first->site) {
+      throw_divergent("barrier", first - threads_.begin(), t);
     }
   }
   order.barrier();
   ++counters.barriers;
   if (counting) log_.flush(counters);
   for (DeviceThread& t : threads_) t.state = DeviceThread::State::kRunnable;
+  return true;
 }
 
 void Execution::touch(const Shadow::Event& event, const void* site) {
@@ -127,7 +149,11 @@ void Execution::copy_access(uintptr_t address, int bytes, bool write, const void
   touch({address, bytes, write, false, order.copies_of(thread), order.group(thread), thread}, site);
 }
 
-void* Execution::shared_memory(size_t bytes, const void* type) {
+void* Execution::shared_memory(size_t bytes, int dynamic_bytes, const void* type) {
+  if (launched_bytes != dynamic_bytes) {
+    fault("shared memory of " + std::to_string(bytes) + " bytes: expected a launch with " +
+          std::to_string(dynamic_bytes) + " bytes of dynamic shared memory, got " + std::to_string(launched_bytes));
+  }
   void* memory = shadow.shared_memory(bytes, type);
   if (memory == nullptr) fault("shared memory of " + std::to_string(bytes) + " bytes: too much, or asked for twice");
   return memory;
@@ -136,8 +162,84 @@ void* Execution::shared_memory(size_t bytes, const void* type) {
 void Execution::barrier(const void* site) {
   DeviceThread& self = threads_[thread];
   self.state = DeviceThread::State::kAtBarrier;
-  self.barrier_site = site;
+  self.site = site;
   self.fiber->leave();
+}
+
+bool Execution::join_warp(void* operands, const void* site) {
+  const int warp = thread / kWarp, lanes = std::min(kWarp, thread_count - warp * kWarp);
+  if (lanes < kWarp) {
+    fault("divergent warp instruction: expected a warp of " + std::to_string(kWarp) + " threads, got " +
+          std::to_string(lanes));
+  }
+  DeviceThread& self = threads_[thread];
+  self.state = DeviceThread::State::kAtWarpInstruction;
+  self.site = site;
+  self.operands = operands;
+  if (++arrived_[warp] == kWarp) {
+    const auto begin = threads_.begin() + warp * kWarp;
+    if (std::all_of(begin, begin + kWarp, [site](const DeviceThread& t) { return t.site == site; })) return true;
+    // Nobody goes on, which the scheduler reports.
+  }
+  self.fiber->leave();
+  return false;
+}
+
+template <class Operands>
+void Execution::gather(Operands* (&lanes)[kWarp]) const {
+  const int first = thread / kWarp * kWarp;
+  for (int lane = 0; lane < kWarp; ++lane) lanes[lane] = static_cast<Operands*>(threads_[first + lane].operands);
+}
+
+void Execution::finish_warp() {
+  const int warp = thread / kWarp;
+  arrived_[warp] = 0;
+  for (int lane = 0; lane < kWarp; ++lane) threads_[warp * kWarp + lane].state = DeviceThread::State::kRunnable;
+}
+
+Word16 Execution::load_matrices(const void* row, const void* site) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(row);
+  constexpr int kRowBytes = 16;
+  if (!shadow.is_shared(row)) fault("row of a matrix: expected an address in shared memory");
+  if (address % kRowBytes != 0) {
+    fault("misaligned row of a matrix: the address is " + std::to_string(address % kRowBytes) +
+          " past a multiple of 16 bytes");
+  }
+#if !defined(JPU_HOST_UNCHECKED)
+  // When the lane comes, though the warp reads later: between them is no barrier that would make a difference.
+  access(address, kRowBytes, false, true, site);
+#endif
+  struct Operands {
+    const void* row;
+    Word16 result;
+  } own{row, {}};
+  if (join_warp(&own, site)) {
+    Operands* lanes[kWarp];
+    gather(lanes);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        uint32_t word;
+        std::memcpy(&word, static_cast<const char*>(lanes[8 * i + lane / 4]->row) + 4 * (lane % 4), sizeof word);
+        lanes[lane]->result[i] = word;
+      }
+    }
+    ++counters.matrix_loads;
+    finish_warp();
+  }
+  return own.result;
+}
+
+Float4 Execution::multiply_matrices(MatrixType type, const MatrixOperands& operands, const void* site) {
+  MatrixOperands own = operands;
+  if (join_warp(&own, site)) {
+    MatrixOperands* lanes[kWarp];
+    gather(lanes);
+    host::multiply_matrices(type, lanes);
+    ++counters.matrix_instructions;
+    counters.matrix_multiply_adds += matrix_multiply_adds(type);
+    finish_warp();
+  }
+  return own.sum;
 }
 
 void Execution::copy_async(void* shared, const void* global, int bytes, int source_bytes, const void* site) {
@@ -197,9 +299,9 @@ void block_barrier() {
   running()->barrier(site);
 }
 
-void* shared_memory(size_t bytes, const void* type) {
+void* shared_memory(size_t bytes, int dynamic_bytes, const void* type) {
   const InRuntime inside;
-  return running()->shared_memory(bytes, type);
+  return running()->shared_memory(bytes, dynamic_bytes, type);
 }
 
 void copy_async(void* shared, const void* global, int bytes, int source_bytes) {
@@ -216,6 +318,18 @@ void commit_copies() {
 void wait_copies(int pending) {
   const InRuntime inside;
   running()->wait_copies(pending);
+}
+
+Word16 load_matrices(const void* row) {
+  const void* site = __builtin_return_address(0);
+  const InRuntime inside;
+  return running()->load_matrices(row, site);
+}
+
+Float4 multiply_matrices(MatrixType type, Word16 a, uint32_t b0, uint32_t b1, Float4 sum) {
+  const void* site = __builtin_return_address(0);
+  const InRuntime inside;
+  return running()->multiply_matrices(type, {a, {b0, b1}, sum}, site);
 }
 
 float multiply_add(float a, float b, float c) {

@@ -46,11 +46,12 @@ struct Launch::State {
   Execution execution;
 };
 
-Launch::Launch(const char* kernel, uint32_t blocks, int threads) : state_(new State{}) {
+Launch::Launch(const char* kernel, uint32_t blocks, int threads, int shared_bytes) : state_(new State{}) {
   state_->turn = std::unique_lock<std::mutex>(launching);
   state_->execution.kernel = kernel;
   state_->execution.blocks = blocks;
   state_->execution.thread_count = threads;
+  state_->execution.launched_bytes = shared_bytes;
 }
 
 Launch::~Launch() { delete state_; }

@@ -3,20 +3,13 @@
 
 #include "device/launch.h"
 #include "separable_pyramid/forward.h"
+#include "separable_pyramid/vectors.h"
 
 namespace jpu::separable_pyramid {
 
-// Whether an [N, C, H, W] tensor's channels can be accessed 16 bytes at a time.
+// Sets what the struct says for blocks of so many outputs; returns the number of blocks.
 template <class T>
-bool channels_in_vectors(const void* data, const Strides& stride) {
-  constexpr int V = Vector<T>::kSize;
-  return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 && stride.c == 1 && stride.n % V == 0 &&
-         stride.h % V == 0 && stride.w % V == 0;
-}
-
-// Sets what the struct says; returns the number of blocks.
-template <class T>
-int64_t plan(Params& p) {
+int64_t plan(Params& p, int columns) {
   constexpr int V = Vector<T>::kSize;
   p.whole_vectors = true;
   for (int i = 0; i < p.levels; ++i) {
@@ -26,7 +19,7 @@ int64_t plan(Params& p) {
   }
   p.output_vectors = p.outputs % V == 0 && channels_in_vectors<T>(p.output, p.output_stride);
   p.pointwise_vectors = p.whole_vectors;
-  p.output_tiles = ceil_divide(p.outputs, kColumns);
+  p.output_tiles = ceil_divide(p.outputs, columns);
   int64_t blocks = 0;
   for (int i = 0; i < p.branches; ++i) {
     Branch& branch = p.branch[i];
@@ -66,14 +59,19 @@ void declare_inputs(const Params& p, Declare& declare) {
   term("out_shift", p.outer.shift, 0, p.outputs);
 }
 
+template <class T, class Declare>
+void declare_output(const Params& p, Declare& declare, Access access) {
+  const Strides& s = p.output_stride;
+  declare(Buffer{"output", p.output, sizeof(T), {p.batch, int64_t{p.branches} * p.outputs, p.height, p.width},
+                 {s.n, s.c, s.h, s.w}, access});
+}
+
 template <class T>
 void forward(Params p, void* stream) {
-  const int64_t blocks = plan<T>(p);
+  const int64_t blocks = plan<T>(p, kColumns);
   launch("separable_pyramid forward", &pyramid_forward<T>, {blocks, kThreads}, p, stream, [&](auto declare) {
     declare_inputs<T>(p, declare);
-    const Strides& s = p.output_stride;
-    declare(Buffer{"output", p.output, sizeof(T), {p.batch, int64_t{p.branches} * p.outputs, p.height, p.width},
-                   {s.n, s.c, s.h, s.w}, Access::kWrite});
+    declare_output<T>(p, declare, Access::kWrite);
   });
 }
 

@@ -25,7 +25,7 @@ Workspace plan_gradient(GradientParams& g, int64_t input_bytes) {
   constexpr int V = Vector<T>::kSize;
   constexpr int kSide = kWeightSide<sizeof(A)>, kSize = kChunk<sizeof(T)>;
   Params& p = g.forward;
-  plan<T>(p);
+  plan<T>(p, kColumns);
   g.gradient_vectors = p.outputs % V == 0 && channels_in_vectors<T>(g.gradient, g.gradient_stride) &&
                        (!p.relu || p.output_vectors);
 

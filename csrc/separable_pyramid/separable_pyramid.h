@@ -59,6 +59,7 @@ struct Params {
   // Set by plan(): what is accessed 16 bytes at a time.
   bool output_vectors, pointwise_vectors;
   bool whole_vectors;  // each level's channels are
+  bool weight_vectors, term_vectors;  // the tensor cores' policies: depthwise and pointwise weights; terms
   int32_t output_tiles;
   Level level[kMaxLevels];
   Branch branch[kMaxBranches];
@@ -110,6 +111,20 @@ struct Workspace {
 //   stream: a cudaStream_t of the current device; ignored in host execution.
 template <class T>
 void forward(Params params, void* stream);
+
+// The same by tensor cores, for float16, bfloat16 and float32, whose operands become TF32. In one launch:
+template <class T>
+void forward_mma(Params params, void* stream);
+
+// In two for each `room` tiles of pixels; `normalised` has so many times the bytes of a tile.
+template <class T>
+void forward_two_pass(Params params, void* normalised, int64_t room, void* stream);
+struct NormalisedSize {
+  int64_t tiles;  // of all branches and images
+  int64_t tile_bytes;
+};
+template <class T>
+NormalisedSize normalised_size(const Params& params);
 
 // Sets what the structs say; the caller then provides the workspace. `input_bytes`: how much `inputs` may take if it
 // holds more than one image.

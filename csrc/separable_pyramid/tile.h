@@ -58,16 +58,21 @@ struct Work {
 };
 
 // Blocks that split a tile are neighbours, since they read the same pixels.
-JPU_DEVICE Work work_of_block(const Params& p, uint32_t Branch::*first, int shares) {
+JPU_DEVICE Work work_of(uint32_t block, const Params& p, uint32_t Branch::*first, int shares) {
   Work work;
-  work.branch = entry_of_block(p.branch, p.branches, first);
-  uint32_t rest = block_index() - p.branch[work.branch].*first;
+  work.branch = entry_of(block, p.branch, p.branches, first);
+  uint32_t rest = block - p.branch[work.branch].*first;
   work.share = static_cast<int>(rest % shares);
   rest /= shares;
   const uint32_t tiles = static_cast<uint32_t>(p.branch[work.branch].tiling.tiles());
   work.image = static_cast<int>(rest / tiles);
   work.tile = static_cast<int32_t>(rest % tiles);
   return work;
+}
+
+// Of this block.
+JPU_DEVICE Work work_of_block(const Params& p, uint32_t Branch::*first, int shares) {
+  return work_of(block_index(), p, first, shares);
 }
 
 // A run of channels that lie in one level.

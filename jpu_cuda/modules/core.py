@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from .. import functional
 from .._checks import check_levels, same_for_convolution
-from ..backend import choose
+from ..backend import choose, matrix_options
 from ..ops.separable_pyramid import why_not
 from .branches import Branches, Proof, Unfit, read
 from .layout import Layout
@@ -146,7 +146,7 @@ class JointPyramid(nn.Module):
         if self.layout.coarsest_first:
             levels.reverse()
         return torch.ops.jpu_cuda.separable_pyramid(
-            levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, True
+            levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, True, *matrix_options()
         )
 
     @property

@@ -46,7 +46,16 @@ _ARGUMENTS = (
     "Tensor[] levels, Tensor[] depthwise_weight, Tensor[] pointwise_weight, int[] dilations, "
     "Tensor? scale, Tensor? shift, Tensor? out_scale, Tensor? out_shift"
 )
-define(f"separable_pyramid({_ARGUMENTS}, bool relu) -> Tensor")
+# What follows relu says how products are done (backend.MatrixOptions); `workspace_bytes` is what two passes may keep
+# between them, 0 for half of the device's L2 cache.
+define(
+    f"separable_pyramid({_ARGUMENTS}, bool relu, bool allow_tf32=False, int arch=0, str policy='auto', "
+    "int workspace_bytes=0) -> Tensor"
+)
+# "policy: reason" of a call with levels of so many channels, on the device and with the dtype of `like`.
+define(
+    "separable_pyramid_policy(Tensor like, int[] channels, int outputs, bool allow_tf32, int arch, str policy) -> str"
+)
 # `output` is the forward pass's, given where ReLU ended it. `needed` has a number for each level, then for weights
 # and terms in their order: 1 for what the result has a gradient of. Images are worked on in groups: what is kept
 # between the kernels, D·C channels each, takes no more than `workspace_bytes` unless a single image does.
@@ -60,23 +69,25 @@ class SeparablePyramid(Function):
     """[N, C_i, H, W] of each level, with weights [C, 1, 3, 3] and [O, C, 1, 1] a branch, to [N, D·O, H, W]."""
 
     @staticmethod
-    def forward(ctx: Any, dilations: Sequence[int], relu: bool, levels: int, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, dilations: Sequence[int], relu: bool, options: Sequence[Any], levels: int, *tensors: Tensor | None
+    ) -> Tensor:
         ctx.dilations, ctx.relu, ctx.levels = dilations, relu, levels
         with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.jpu_cuda.separable_pyramid(*_grouped(tensors, levels, dilations), relu)
+            output = torch.ops.jpu_cuda.separable_pyramid(*_grouped(tensors, levels, dilations), relu, *options)
         ctx.save_for_backward(*tensors, output if relu else None)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         *tensors, output = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled() or is_batched([gradient]):
             create_graph = torch.is_grad_enabled()
             gradients = _by_reference(tensors, ctx.levels, ctx.dilations, ctx.relu, gradient, needed, create_graph)
         else:
             gradients = _computed(tensors, ctx.levels, ctx.dilations, gradient, output, needed)
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
 
 def _grouped(tensors: Sequence[Tensor | None], levels: int, dilations: Sequence[int]) -> tuple[Any, ...]:
@@ -155,6 +166,7 @@ def _reference(
     out_scale: Tensor | None,
     out_shift: Tensor | None,
     relu: bool,
+    *_options: Any,
 ) -> Tensor:
     weights = torch.stack(depthwise_weight).flatten(1, 2), torch.stack(pointwise_weight).flatten(2)
     return reference.separable_pyramid(levels, *weights, dilations, scale, shift, out_scale, out_shift, relu)
@@ -189,11 +201,11 @@ def _reference_backward(
 
 
 def _autograd(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *rest: Any) -> Tensor:
-    dilations, *terms, relu = rest
+    dilations, *terms, relu = rest[:6]
     if not len(depthwise) == len(pointwise) == len(dilations):
         got = f"{len(depthwise)} and {len(pointwise)}"
         raise ValueError(f"weights: expected one of each a dilation, {len(dilations)}, got {got}")
-    return SeparablePyramid.apply(dilations, relu, len(levels), *levels, *depthwise, *pointwise, *terms)
+    return SeparablePyramid.apply(dilations, relu, rest[6:], len(levels), *levels, *depthwise, *pointwise, *terms)
 
 
 register("separable_pyramid", _autograd, "Autograd")

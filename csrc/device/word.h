@@ -1,0 +1,67 @@
+// Four bytes of shared or global memory as a thread holds them in a register: two elements of the half types, or one
+// float32.
+#pragma once
+
+#include "device/memory.h"
+#include "device/numeric.h"
+
+namespace jpu {
+
+constexpr int kWordBytes = 4;
+
+// Elements of a word.
+template <class T>
+inline constexpr int kWordSize = kWordBytes / static_cast<int>(sizeof(T));
+
+// The address is a multiple of 4 bytes.
+template <class T>
+JPU_DEVICE uint32_t read_word(const T* address) {
+  static_assert(kWordSize<T> >= 1, "of at most 4 bytes each");
+#if JPU_CUDA
+  return *reinterpret_cast<const uint32_t*>(address);
+#else
+  return *reinterpret_cast<const host::Word4*>(address);
+#endif
+}
+
+// The address is a multiple of 4 bytes.
+template <class T>
+JPU_DEVICE void store_word(T* address, uint32_t word) {
+#if JPU_CUDA
+  *reinterpret_cast<uint32_t*>(address) = word;
+#else
+  *reinterpret_cast<host::Word4*>(address) = word;
+#endif
+}
+
+template <class T>
+JPU_DEVICE void widen_word(uint32_t word, float (&result)[kWordSize<T>]) {
+  if constexpr (kWordSize<T> == 1) {
+#if JPU_CUDA
+    result[0] = __uint_as_float(word);
+#else
+    std::memcpy(&result[0], &word, sizeof word);
+#endif
+  } else {
+    result[0] = widen(T{static_cast<uint16_t>(word & 0xffff)});
+    result[1] = widen(T{static_cast<uint16_t>(word >> 16)});
+  }
+}
+
+// Each element is rounded to nearest, ties to even.
+template <class T>
+JPU_DEVICE uint32_t narrow_word(const float (&value)[kWordSize<T>]) {
+  if constexpr (kWordSize<T> == 1) {
+#if JPU_CUDA
+    return __float_as_uint(value[0]);
+#else
+    uint32_t word;
+    std::memcpy(&word, &value[0], sizeof word);
+    return word;
+#endif
+  } else {
+    return narrow<T>(value[0]).bits | static_cast<uint32_t>(narrow<T>(value[1]).bits) << 16;
+  }
+}
+
+}  // namespace jpu

@@ -1,0 +1,82 @@
+// Plans and starts the tensor cores' kernels; included by the instantiations only.
+#pragma once
+
+#include "separable_pyramid/launch.h"
+#include "separable_pyramid/mma_forward.h"
+#include "separable_pyramid/two_pass.h"
+
+namespace jpu::separable_pyramid {
+
+template <class T>
+int64_t plan_matrix(Params& p) {
+  const int64_t blocks = plan<T>(p, kMatrixColumns);
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; };
+  p.weight_vectors = p.pointwise_vectors;
+  for (int i = 0; i < p.branches; ++i) p.weight_vectors &= aligned(p.branch[i].depthwise);
+  p.term_vectors = p.whole_vectors && aligned(p.inner.scale) && aligned(p.inner.shift);
+  return blocks;
+}
+
+template <class T>
+void forward_mma(Params p, void* stream) {
+  const int64_t blocks = plan_matrix<T>(p);
+  const Grid grid{blocks, kThreads, kDynamicBytes<MmaShared<T>>};
+  launch("separable_pyramid mma", &pyramid_mma<T>, grid, p, stream, [&](auto declare) {
+    declare_inputs<T>(p, declare);
+    declare_output<T>(p, declare, Access::kWrite);
+  });
+}
+
+// Returns the number of tiles.
+template <class T>
+int64_t plan_two_pass(TwoPassParams& t) {
+  Params& p = t.forward;
+  plan_matrix<T>(p);
+  t.chunks = 0;
+  for (int i = 0; i < p.levels; ++i) t.chunks += ceil_divide(p.level[i].channels, kChunk<sizeof(T)>);
+  t.splits = ceil_divide(t.chunks, kSplitChunks);
+  int64_t tiles = 0;
+  for (int i = 0; i < p.branches; ++i) {
+    p.branch[i].first_block = static_cast<uint32_t>(tiles);
+    tiles += p.branch[i].tiling.tiles() * p.batch;
+  }
+  return tiles;
+}
+
+template <class T>
+NormalisedSize normalised_size(const Params& params) {
+  TwoPassParams t{params, nullptr, 0, 0, 0};
+  const int64_t tiles = plan_two_pass<T>(t);
+  return {tiles, int64_t{t.chunks} * kPixels * kUnits * kVectorBytes};
+}
+
+template <class T>
+void forward_two_pass(Params params, void* normalised, int64_t room, void* stream) {
+  TwoPassParams t{params, normalised, 0, 0, 0};
+  const int64_t all = plan_two_pass<T>(t);
+  if (all > INT32_MAX) {
+    throw std::runtime_error("separable_pyramid normalise: expected at most 2147483647 tiles, got " +
+                             std::to_string(all));
+  }
+  for (int64_t first = 0; first < all; first += room) {
+    const int64_t tiles = all - first < room ? all - first : room;
+    t.first_tile = static_cast<uint32_t>(first);
+    const auto declare_normalised = [&](auto& declare, Access access) {
+      declare(contiguous("normalised", normalised, sizeof(T), tiles * kPixels * t.chunks * kChunk<sizeof(T)>, access));
+    };
+    launch("separable_pyramid normalise", &pyramid_normalise<T>,
+           {tiles * t.splits, kNormalisers, kDynamicBytes<NormaliseShared<T>>}, t, stream, [&](auto declare) {
+             declare_inputs<T>(t.forward, declare);
+             declare_normalised(declare, Access::kWrite);
+           });
+    launch("separable_pyramid product", &pyramid_product<T>,
+           {tiles * t.forward.output_tiles, kThreads, kDynamicBytes<ProductShared<T>>}, t, stream, [&](auto declare) {
+             declare_inputs<T>(t.forward, declare);
+             declare_normalised(declare, Access::kRead);
+             // A part of it: the rest belongs to other rounds.
+             declare_output<T>(t.forward, declare, all == tiles ? Access::kWrite : Access::kScratch);
+           });
+  }
+}
+
+}  // namespace jpu::separable_pyramid

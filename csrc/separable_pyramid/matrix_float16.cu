@@ -1,0 +1,9 @@
+#include "separable_pyramid/launch_matrix.h"
+
+namespace jpu::separable_pyramid {
+
+template void forward_mma<float16>(Params, void*);
+template NormalisedSize normalised_size<float16>(const Params&);
+template void forward_two_pass<float16>(Params, void*, int64_t, void*);
+
+}  // namespace jpu::separable_pyramid

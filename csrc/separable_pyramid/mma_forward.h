@@ -1,0 +1,60 @@
+// The "mma" policy: the whole pyramid in a launch, its products by tensor cores. A block makes kMatrixColumns channels
+// of one branch for one tile of pixels. Chunk by chunk of input channels, the h of the next is made and the inputs of
+// the one after it are fetched, while one is multiplied.
+#pragma once
+
+#include "separable_pyramid/matrix_terms.h"
+#include "separable_pyramid/word_patch.h"
+
+namespace jpu::separable_pyramid {
+
+template <class T>
+struct MmaShared {
+  Inputs<T> inputs[2];
+  MatrixOperand<T, kPixels> normalised[2];
+  MatrixOperand<T, kMatrixColumns> pointwise[2];
+  Places places;
+};
+static_assert(sizeof(MmaShared<float>) <= kMmaSharedBytes && sizeof(MmaShared<float16>) <= kMmaSharedBytes);
+
+template <class T>
+JPU_KERNEL(kThreads, 1)
+pyramid_mma(JPU_PARAMS Params p) {
+  constexpr int kSize = kChunk<sizeof(T)>;
+  MmaShared<T>& shared = shared_memory<MmaShared<T>>();
+
+  const Work work = work_of_block(p, &Branch::first_block, p.output_tiles);
+  const int index = work.branch, image = work.image, first_output = work.share * kMatrixColumns;
+  const Branch& branch = p.branch[index];
+  const Shape& shape = branch.tiling.shape;
+  find_places<kThreads>(p, branch.dilation, shape, tile_at(branch.tiling, work.tile), shared.places);
+  block_barrier();
+  Chunk ready = chunk_at<kSize>(p, 0, 0);
+  fetch_inputs<kThreads>(p, index, ready, image, shared.places, shared.inputs[0]);
+  commit_copies();
+  Chunk next = next_chunk<kSize>(p, ready);
+  MatrixSums sum = {};
+  // Step k multiplies chunk k, makes h of chunk k + 1 (`ready`), and fetches the inputs of chunk k + 2 (`next`).
+  for (int k = -1;; ++k) {
+    wait_copies<0>();
+    block_barrier();  // what step k - 1 fetched and made is there, and what it read is free
+    if (next.count > 0) fetch_inputs<kThreads>(p, index, next, image, shared.places, shared.inputs[k & 1]);
+    if (ready.count > 0) fetch_pointwise(p, branch, first_output, ready, shared.pointwise[(k + 1) & 1]);
+    commit_copies();
+    // Half of the warps make h while the others keep the tensor cores busy; each scheduler has one of either half.
+    const int turn = (k + 1) & 1;
+    if (ready.count > 0 && thread_index() / kNormalisers == turn) {
+      normalise(p, shape, shared.inputs[turn], ready.count, thread_index() % kNormalisers,
+                [&](int slot, int word, uint32_t h) {
+                  store_word(shared.normalised[turn].at(slot, word / 4) + word % 4 * kWordSize<T>, h);
+                });
+    }
+    if (k >= 0) multiply(shared.normalised[k & 1], shared.pointwise[k & 1], sum);
+    if (ready.count == 0) break;
+    ready = next;
+    next = next_chunk<kSize>(p, next);
+  }
+  write_outputs<T>(p, index, image, first_output, shared.places.tile, sum);
+}
+
+}  // namespace jpu::separable_pyramid

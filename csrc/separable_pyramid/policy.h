@@ -1,0 +1,59 @@
+// Which of the kernels serves a call: a pure function of device, dtype and shape, tested as such.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "device/numeric_types.h"
+
+namespace jpu::separable_pyramid {
+
+struct Device {
+  int arch;  // compute capability, 80 for 8.0; 0 where only plain multiply-adds are wanted
+  int multiprocessors;
+  int64_t cache_bytes;  // L2
+  int shared_bytes;     // that a block may have
+};
+
+enum class ElementType { kFloat64, kFloat32, kFloat16, kBfloat16 };
+
+template <class T>
+inline constexpr ElementType kElementType = ElementType::kFloat64;
+template <>
+inline constexpr ElementType kElementType<float> = ElementType::kFloat32;
+template <>
+inline constexpr ElementType kElementType<float16> = ElementType::kFloat16;
+template <>
+inline constexpr ElementType kElementType<bfloat16> = ElementType::kBfloat16;
+
+struct Problem {
+  ElementType type;
+  bool allow_tf32;
+  int64_t outputs;  // of a branch
+  int64_t channels;
+  int64_t padded_channels;  // each level's in whole chunks
+};
+
+enum class Policy { kFma, kMma, kTwoPass };
+
+constexpr const char* name_of(Policy policy) {
+  return policy == Policy::kFma ? "fma" : policy == Policy::kMma ? "mma" : "two-pass";
+}
+
+struct Choice {
+  Policy policy;
+  std::string reason;
+};
+
+// `requested`: "auto", or the name of a policy; where that cannot take the problem, the next that can serves, and the
+// reason says so. Throws std::invalid_argument where it is no policy's name.
+Choice choose(const std::string& requested, const Device& device, const Problem& problem);
+
+// How many tiles the two passes work on at a time: as many as `cache_bytes` hold h of, but whole waves of blocks, since
+// a part of a wave takes as long as a whole one. `shares`: blocks of the second pass to a tile.
+int64_t tiles_at_a_time(const Device& device, int64_t cache_bytes, int64_t tile_bytes, int64_t shares);
+
+// A GPU as it is sold for a compute capability, for host execution; the newest one known that is no newer.
+Device typical_device(int arch);
+
+}  // namespace jpu::separable_pyramid
