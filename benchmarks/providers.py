@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jpu_cuda import use_backend
-from jpu_cuda.backend import BackendUnavailableError
+from jpu_cuda.backend import BackendUnavailableError, matrix_options
 from jpu_cuda.modules.core import JointPyramid
 
 from .cases import MEMORY_FORMATS
@@ -27,7 +26,8 @@ class Provider:
 
     Attributes:
         backend: as :class:`jpu_cuda.use_backend` names it.
-        policy: likewise; None for its own choice.
+        policy: likewise.
+        arch: likewise.
         depthwise: setting of ``torch.backends.cudnn.depthwise_kernel``.
         folded: whether norms go into the convolutions before them.
         graphed: whether the call is captured in a CUDA graph, which leaves the host's part out.
@@ -38,7 +38,8 @@ class Provider:
     """
 
     backend: str = "reference"
-    policy: str | None = None
+    policy: str = "auto"
+    arch: int | None = None
     depthwise: str = "auto"
     folded: bool = False
     graphed: bool = False
@@ -101,22 +102,19 @@ def why_not(provider: Provider, device: torch.device) -> str | None:
             return f"cuDNN needs a CUDA device, got {device.type}"
         if not hasattr(torch.backends.cudnn, "depthwise_kernel"):
             return f"torch {torch.__version__} has no torch.backends.cudnn.depthwise_kernel"
-    if provider.policy is not None and "policy" not in inspect.signature(use_backend).parameters:
-        return "jpu_cuda.use_backend has no policies"
     expected = {"cuda": "cuda", "host": "cpu"}.get(provider.backend, device.type)
     if device.type != expected:
         return f"backend {provider.backend!r} needs tensors on {expected}, got {device.type}"
     try:
         with chosen(provider):
             return None
-    except (BackendUnavailableError, ValueError) as error:  # or a policy that this version does not know
+    except BackendUnavailableError as error:
         return str(error)
 
 
 def chosen(provider: Provider) -> use_backend:
-    """The provider's backend and policy, for a ``with`` block."""
-    policy = {} if provider.policy is None else {"policy": provider.policy}
-    return use_backend(provider.backend, **policy)
+    """The provider's backend, for a ``with`` block."""
+    return use_backend(provider.backend, arch=provider.arch, policy=provider.policy)
 
 
 @contextmanager
@@ -133,7 +131,7 @@ def serve(
 
     Raises:
         RuntimeError: kernels were asked for, and PyTorch served the JPU.
-        BackendUnavailableError: the provider does not take these tensors.
+        BackendUnavailableError: the provider does not take these tensors, or its policy another's place.
     """
     with ExitStack() as stack:
         stack.enter_context(settings(tf32, provider.depthwise))
@@ -145,7 +143,7 @@ def serve(
         # What the compiler makes under inference mode it guards by it; without gradients is what its users have.
         stack.enter_context(torch.no_grad() if provider.compiled else torch.inference_mode())
         if provider.backend != "reference" and any(isinstance(module, JointPyramid) for module in model.modules()):
-            _demand_kernels(model, inputs)
+            _demand_kernels(provider, model, inputs)
         call: Callable[..., Any] = model
         if provider.compiled:
             stack.enter_context(torch._inductor.config.patch(freezing=provider.frozen))
@@ -177,24 +175,32 @@ def settings(tf32: bool | None = None, depthwise: str = "auto") -> Iterator[None
             setattr(module, name, value)
 
 
-class _Operators(TorchDispatchMode):
-    """Notes the names of operators that are called."""
+class _Policies(TorchDispatchMode):
+    """Notes how each call of the kernels does its matrix products, and why."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.found: list[tuple[str, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func._schema.name)
+        if func._schema.name == "jpu_cuda::separable_pyramid":
+            levels, _, pointwise = args[:3]
+            shapes = [x.shape[1] for x in levels], pointwise[0].shape[0]
+            choice = torch.ops.jpu_cuda.separable_pyramid_policy(levels[0], *shapes, *matrix_options())
+            policy, _, reason = choice.partition(": ")
+            self.found.append((policy, reason))
         return func(*args, **(kwargs or {}))
 
 
-def _demand_kernels(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+def _demand_kernels(provider: Provider, model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """A JPU whose branches the kernels do not take is PyTorch's without a word: not what is to be timed."""
-    with _Operators() as seen:
+    with _Policies() as seen:
         model(*inputs)
-    if "jpu_cuda::separable_pyramid" not in seen.names:
+    if not seen.found:
         raise RuntimeError("expected kernels to serve the JPU's branches, PyTorch did; jpu_cuda.explain says why")
+    for policy, reason in seen.found:
+        if provider.policy not in ("auto", policy):
+            raise BackendUnavailableError(f"policy {provider.policy!r} does not take this, {policy!r} does: {reason}")
 
 
 def _captured(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Callable[[], Any]:

@@ -122,7 +122,9 @@ def matrix_options() -> MatrixOptions:
 @torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
     """Whether PyTorch's own convolutions of float32 may use TF32."""
-    if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9; the older name raises where convolutions have their own
+    if hasattr(
+        torch.backends.cudnn, "conv"
+    ):  # since torch 2.9; the older name raises where convolutions have their own
         return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
     return bool(torch.backends.cudnn.allow_tf32)
 
