@@ -27,7 +27,7 @@ COLOURS = {
 _INK = "#404040"
 
 # Inches; a bar takes one slot, and so does the gap between two groups.
-_SLOT, _MIN_WIDTH = 0.42, 8.0
+_SLOT, _MIN_WIDTH = 0.2, 8.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.9, 0.2, 1.0, 0.5
 _PANEL, _GAP = 2.4, 0.9
 

@@ -108,7 +108,7 @@ def _with_quartiles(row: Row) -> str:
 
 def milliseconds(value: float) -> str:
     """Three significant digits, also of microseconds."""
-    return f"{value:.3g}" if value < 1 else number(value)
+    return f"{value:#.3g}" if value < 1 else number(value)
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
