@@ -10,10 +10,24 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from jpu_cuda.backend import BACKENDS
-
-from . import cases, chart, compare, demo, environment, report, results, table2
+from . import (
+    cases,
+    chart,
+    compare,
+    demo,
+    environment,
+    inference,
+    inference_chart,
+    inference_report,
+    report,
+    results,
+    table2,
+    workloads,
+)
+from .arguments import device, positive_float, positive_int, shape
+from .providers import DEFAULT, PROVIDERS
 from .results import ResultsError, Row
+from .runner import Outcome
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -61,11 +75,36 @@ def _table2(options: argparse.Namespace) -> int:
         path = options.chart or options.output.with_suffix(".png")
         chart.draw(outcome.rows, path)
         console.print(f"rows: {options.output}\nchart: {path}", highlight=False, markup=False, soft_wrap=True)
+    _show_failures(outcome)
+    return outcome.code
+
+
+def _show_failures(outcome: Outcome) -> None:
     for label, reason in outcome.failures:
         print(f"failed: {label}: {reason}", file=sys.stderr)
-    if outcome.interrupted:
-        return 130
-    return 1 if outcome.failures else 0
+
+
+def _inference(options: argparse.Namespace) -> int:
+    console = _console()
+    selected = workloads.select(options.parts, options.shapes, options.batches, options.dtypes, options.channels)
+    outcome = inference.run(
+        selected,
+        options.providers,
+        options.device,
+        options.seconds,
+        options.budget,
+        options.output,
+        console,
+        options.resume,
+    )
+    if any(row.metric == "throughput" and "part" in row.case for row in outcome.rows):
+        console.print(inference_report.table(outcome.rows).to_rich())
+        path = options.chart or options.output.with_suffix(".png")
+        inference_chart.draw(outcome.rows, path)
+        console.print(f"rows: {options.output}\nchart: {path}", highlight=False, markup=False, soft_wrap=True)
+    inference.summary(outcome.skipped, print)
+    _show_failures(outcome)
+    return outcome.code
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -93,7 +132,9 @@ def _last_two(rows: Sequence[Row], path: Path) -> tuple[str, str]:
 
 
 def _table(options: argparse.Namespace) -> int:
-    rendered = report.table2(results.pick_run(results.read(options.file), options.run))
+    rows = results.pick_run(results.read(options.file), options.run)
+    of_inference = any("part" in row.case or "ceiling" in row.case for row in rows)
+    rendered = inference_report.table(rows) if of_inference else report.table2(rows)
     if options.markdown:
         print(rendered.to_markdown(), end="")
     else:
@@ -120,25 +161,27 @@ def _parser() -> argparse.ArgumentParser:
     table2_.add_argument(
         "--upsamplings", nargs="+", choices=list(cases.UPSAMPLINGS), help="default: the table's for each head"
     )
-    table2_.add_argument("--size", type=_positive_int, default=512, help="height and width (%(default)s)")
-    table2_.add_argument("--batch", type=_positive_int, default=1, help="images at once (%(default)s)")
+    table2_.add_argument("--size", type=positive_int, default=512, help="height and width (%(default)s)")
+    table2_.add_argument("--batch", type=positive_int, default=1, help="images at once (%(default)s)")
     table2_.add_argument("--dtype", choices=cases.DTYPES, default="float32")
     table2_.add_argument("--channels-last", action="store_true", help="NHWC instead of NCHW in memory")
     table2_.add_argument(
         "--device",
-        type=_device,
+        type=device,
         default="auto",
         help="cpu, cuda, cuda:1, … or auto (a GPU if there is one)",
     )
-    table2_.add_argument("--threads", type=_positive_int, help="CPU threads (PyTorch's choice)")
-    table2_.add_argument("--seconds", type=_positive_float, default=10.0, help="for timing each case (%(default)s)")
-    providers = [name for name in BACKENDS if name != "auto"]
-    table2_.add_argument("--providers", nargs="+", choices=providers, default=["reference"])
+    table2_.add_argument("--threads", type=positive_int, help="CPU threads (PyTorch's choice)")
+    table2_.add_argument("--seconds", type=positive_float, default=10.0, help="for timing each case (%(default)s)")
+    providers = [name for name, provider in PROVIDERS.items() if provider.products is None]
+    table2_.add_argument("--providers", nargs="+", choices=providers, default=["reference"], metavar="NAME")
     table2_.add_argument(
         "--output", type=Path, default=_RESULTS / "table2.jsonl", help="rows are appended here (%(default)s)"
     )
     table2_.add_argument("--chart", type=Path, help="image to write (the output with the suffix .png)")
     table2_.set_defaults(command=_table2)
+
+    _add_inference(commands.add_parser("inference", help="measure branches, JPU and FastFCN by every provider"))
 
     compare_ = commands.add_parser("compare", help="hold two runs against each other; fails on a regression")
     compare_.add_argument("old", type=Path, help="file of rows; its last run is taken")
@@ -147,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare_.add_argument(
         "--threshold",
-        type=_positive_float,
+        type=positive_float,
         default=0.1,
         help="share that a value may be worse by (%(default)s)",
     )
@@ -170,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     demo_.add_argument("--output", type=Path, default=Path("out"), help="folder to write to (%(default)s)")
     demo_.add_argument(
         "--budget",
-        type=_positive_float,
+        type=positive_float,
         default=160.0,
         help="seconds in which the last case should end (%(default)s)",
     )
@@ -178,36 +221,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
-    return value
-
-
-def _device(text: str) -> torch.device:
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"expected auto, cpu or cuda, got {text!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f"expected a device among {torch.cuda.device_count()} CUDA devices, got {text!r}"
-        )
-    return device
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    parser.description = "A budget may cut a run, so the most important comes first: in the order given here."
+    parser.add_argument("--parts", nargs="+", choices=list(workloads.PARTS), default=list(workloads.PARTS))
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=shape,
+        default=list(workloads.SHAPES),
+        metavar="HxW",
+        help="sizes at stride 8 (those of images of 512×512, 480×480, 512×1024 and 1024×2048)",
+    )
+    parser.add_argument("--batches", nargs="+", type=positive_int, default=list(workloads.BATCHES))
+    parser.add_argument("--dtypes", nargs="+", choices=list(workloads.DTYPES), default=["bfloat16"])
+    parser.add_argument("--channels", type=positive_int, default=workloads.CHANNELS, help="of the JPU (%(default)s)")
+    parser.add_argument(
+        "--providers",
+        nargs="+",
+        choices=list(PROVIDERS),
+        default=list(DEFAULT),
+        metavar="NAME",
+        help=f"of {', '.join(PROVIDERS)} (all but host)",
+    )
+    parser.add_argument("--device", type=device, default="auto", help="as of table2")
+    parser.add_argument("--seconds", type=positive_float, default=0.4, help="for timing each (%(default)s)")
+    parser.add_argument(
+        "--budget", type=positive_float, default=540.0, help="seconds in which the last should end (%(default)s)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the last run of the output")
+    parser.add_argument(
+        "--output", type=Path, default=_RESULTS / "inference.jsonl", help="rows are appended here (%(default)s)"
+    )
+    parser.add_argument("--chart", type=Path, help="image to write (the output with the suffix .png)")
+    parser.set_defaults(command=_inference)
 
 
 if __name__ == "__main__":

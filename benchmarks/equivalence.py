@@ -48,7 +48,7 @@ def check_all() -> list[Check]:
     }
     checks = []
     for name, module in modules.items():
-        _randomise_norms(module.eval())
+        randomise_norms(module.eval())
         for dtype in (torch.float64, torch.float32):
             levels = [torch.randn(1, c, *size, dtype=dtype) for c, size in zip(_CHANNELS, _SIZES, strict=True)]
             checks.append(check(name, module.to(dtype), levels))
@@ -79,7 +79,8 @@ def render(checks: Sequence[Check]) -> Table:
     return table
 
 
-def _randomise_norms(module: nn.Module) -> None:
+def randomise_norms(module: nn.Module) -> None:
+    """Weights, biases and statistics that are not 1 and 0, so that leaving one out shows."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             assert norm.running_mean is not None

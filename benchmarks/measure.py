@@ -83,8 +83,8 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model: nn.Module, images: Tensor) -> float:
-    """Multiply-adds of one forward pass over images like these, in G (10⁹).
+def multiply_adds(model: nn.Module, *inputs: Tensor) -> float:
+    """Multiply-adds of one forward pass over inputs like these, in G (10⁹).
 
     Counts what :class:`torch.utils.flop_counter.FlopCounterMode` does, convolutions and matrix products
     at two operations each, halved; norms, activations, pooling, resizing and other elementwise work are
@@ -92,5 +92,5 @@ def multiply_adds(model: nn.Module, images: Tensor) -> float:
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), fake, FlopCounterMode(display=False) as counter:
-        model(torch.empty_like(images))
+        model(*map(torch.empty_like, inputs))
     return counter.get_total_flops() / 2 / 1e9

@@ -24,6 +24,9 @@ METRICS = {
     "peak_memory": Metric("MiB"),
     "parameters": Metric("1"),
     "multiply_adds": Metric("G"),
+    "throughput": Metric("TFLOP/s", higher_is_better=True),
+    "of_ceiling": Metric("%", higher_is_better=True),
+    "bandwidth": Metric("GB/s", higher_is_better=True),
 }
 
 

@@ -14,11 +14,13 @@ from jpu_cuda.segment import to_input
 
 from .cases import Case
 
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-def photograph(size: int) -> Image.Image:
-    """The photograph that matplotlib ships (Grace Hopper, public domain), a square of ``size`` pixels."""
+
+def photograph(width: int, height: int | None = None) -> Image.Image:
+    """The photograph that matplotlib ships (Grace Hopper, public domain) in this size; a square without a height."""
     image = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
-    return ImageOps.fit(image, (size, size))
+    return ImageOps.fit(image, (width, width if height is None else height))
 
 
 def build_input(case: Case, device: torch.device) -> Tensor:
@@ -82,4 +84,4 @@ def dtype(case: Case) -> torch.dtype:
 
 def memory_format(case: Case) -> torch.memory_format:
     """The torch memory format of a case's name for it."""
-    return torch.channels_last if case.memory_format == "channels_last" else torch.contiguous_format
+    return FORMATS[case.memory_format]

@@ -5,38 +5,24 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 from torch import Tensor, nn
 
 from jpu_cuda import use_backend
+from jpu_cuda.backend import BackendUnavailableError
 
-from . import environment, measure, results, systems
+from . import environment, measure, results, runner, systems, verify
 from .cases import Case
 from .environment import Environment
 from .memory import PeakMemory
+from .providers import PROVIDERS, chosen, serve, why_not
 from .results import Row
-
-
-@dataclass
-class Outcome:
-    """What a run gave: rows, and the cases that failed with the reason.
-
-    Attributes:
-        rows: of the finished cases.
-        failures: (label, error) of each case that failed.
-        interrupted: whether Ctrl-C ended the run early.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    interrupted: bool = False
+from .runner import Job, Outcome, Skipped, Tick
 
 
 def measure_case(
@@ -54,7 +40,7 @@ def measure_case(
 
     Args:
         case: what to measure.
-        provider: the backend that serves the JPU, as in :func:`jpu_cuda.use_backend`.
+        provider: a key of :data:`benchmarks.providers.PROVIDERS`, in the case's memory format.
         device: ``cpu`` or ``cuda``.
         seconds: for timing, see :func:`benchmarks.measure.time_calls`.
         where: goes into every row.
@@ -63,11 +49,15 @@ def measure_case(
     Raises:
         ValueError: the model's output is not finite or not of the right shape; nothing was timed then.
     """
+    known = PROVIDERS[provider]
     images = systems.build_input(case, device)
-    with use_backend(provider):
+    with chosen(known):  # before graphs and compilers, which hold what they like beside the model
         model, peak = _build_and_check(case, images, device)
-        with torch.inference_mode():
-            samples = measure.time_calls(lambda: model(images), device, seconds, tick)
+    with serve(known, model, [images]) as call:
+        if provider != "reference":
+            truth = verify.find_truth(model, [images[-1:]], lambda result: result[0])
+            verify.assert_no_worse(call()[0][-1:], truth, deep=True)
+        samples = measure.time_calls(call, device, seconds, tick)
 
     def row(metric: str, value: float, quantiles: dict[str, float] | None = None) -> Row:
         measured = (case.as_dict(), provider, metric, value, quantiles, results.METRICS[metric].unit)
@@ -83,7 +73,8 @@ def measure_case(
     if peak is not None:
         rows.append(row("peak_memory", peak))
     rows.append(row("parameters", measure.parameters(model)))
-    rows.append(row("multiply_adds", measure.multiply_adds(model, images)))
+    with use_backend("reference"):  # kernels are no convolutions to whoever counts
+        rows.append(row("multiply_adds", measure.multiply_adds(model, images)))
     return rows
 
 
@@ -122,43 +113,25 @@ def run(
         more: asked before each case; the case is left out where it says False.
     """
     where = environment.describe(device)
-    outcome = Outcome()
-    jobs = [(case, provider) for case in cases for provider in providers]
-    with _progress(console) as progress:
-        whole = progress.add_task("cases", total=len(jobs))
-        part = progress.add_task("")
-        try:
-            for case, provider in jobs:
-                if more(case):
-                    label = case.label if len(providers) == 1 else f"{case.label} · {provider}"
-                    progress.reset(part, total=1, description=label)
-                    tick = partial(_show, progress, part)
-                    try:
-                        _prepare(case, device, first=not outcome.rows)
-                        rows = measure_case(case, provider, device, seconds, where, tick)
-                    except Exception as error:  # out of memory, say: must not cost the other cases
-                        outcome.failures.append((label, f"{type(error).__name__}: {error}".splitlines()[0]))
-                        console.print(Text(f"{label}: failed, {outcome.failures[-1][1]}", style="red"))
-                    else:
-                        results.append(output, rows)
-                        outcome.rows += rows
-                        latency, fps = rows[0].value, rows[1].value
-                        console.print(Text(f"{label}: {latency:.4g} ms, {fps:.4g} frames/s"))
-                progress.advance(whole)
-        except KeyboardInterrupt:
-            outcome.interrupted = True
-            console.print(Text("interrupted; what was measured is kept", style="yellow"))
-    return outcome
+    warm = False
 
+    def measured(case: Case, provider: str, tick: Tick) -> list[Row]:
+        nonlocal warm
+        if not more(case):
+            raise Skipped("left out")
+        if (reason := why_not(PROVIDERS[provider], device)) is not None:
+            raise BackendUnavailableError(reason)
+        _prepare(case, device, first=not warm)
+        rows = measure_case(case, provider, device, seconds, where, tick)
+        warm = True
+        return rows
 
-def _progress(console: Console) -> Progress:
-    """Bars on a terminal, nothing elsewhere: a line for each case is printed anyway."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _show(progress: Progress, task: TaskID, done: float) -> None:
-    progress.update(task, completed=done)
+    jobs = []
+    for case in cases:
+        for provider in providers:
+            label = case.label if len(providers) == 1 else f"{case.label} · {provider}"
+            jobs.append(Job(label, partial(measured, case, provider)))
+    return runner.run(jobs, output, console, lambda rows: f"{rows[0].value:.4g} ms, {rows[1].value:.4g} frames/s")
 
 
 def _prepare(case: Case, device: torch.device, first: bool) -> None:

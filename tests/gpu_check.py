@@ -157,6 +157,19 @@ def judge_hot_calls(report: Path) -> Callable[[int, str], Outcome]:
     return judge
 
 
+def judge_inference(code: int, log: str) -> Outcome:
+    """Fails where kernels did, or nothing was timed; ways of PyTorch that are less exact than eager do not count."""
+    timed = re.findall(r"^.* · \S+: \S+ ms, ", log, re.MULTILINE)
+    failed = re.findall(r"^(?:.* · )?(\S+): failed, (.*)$", log, re.MULTILINE)
+    ours = [f"{name}: {reason}" for name, reason in failed if name.startswith("cuda") or name == "ceilings"]
+    measured = {"timed": len(timed), "failed": len(failed), "errors": len(ours)}
+    if ours:
+        return ours[0], measured
+    if not timed:
+        return f"expected timings, got none (exit code {code})", measured
+    return (None if code in (0, 1) else f"exit code {code}"), measured
+
+
 def find_tool(name: str) -> str | None:
     """A program of the CUDA toolkit."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -188,9 +201,15 @@ def make_steps(out: Path = OUT) -> list[Step]:
         environment = {**paths, **({} if cached else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})}
         steps.append(Step(tool, command, 3, environment, loaded, lacking, judge_sanitizer))
     pytest = [python, "-m", "pytest", "benchmarks", "-m", "gpu", "--benchmark-enable"]
+    inference = [python, "-m", "benchmarks", "inference", "--device", "cuda", "--budget", "{seconds}"]
     table2 = [python, "-m", "benchmarks", "table2", "--device", "cuda", "--providers", "cuda", "reference"]
     return [
         *steps,
+        Step(
+            *("inference", [*inference, "--chart", str(out / "inference.png")], 8),
+            needs=loaded,
+            judge=judge_inference,
+        ),
         Step(
             *("hot-calls", [*pytest, f"--benchmark-json={hot_calls}", "--benchmark-max-time=0.5"], 4),
             needs=loaded,

@@ -31,7 +31,7 @@ class Step:
 
     Attributes:
         name: as the record has it.
-        command: program and arguments.
+        command: program and arguments; ``{seconds}`` stands for a time in which it can end by itself.
         share: of the time that is left, in proportion to the shares of this step and those after it.
         environment: variables beside those of this process.
         needs: names of steps that must have passed.
@@ -118,10 +118,13 @@ def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda
     """Runs one step for at most ``limit`` seconds; nothing that it started outlives it."""
     start = time.monotonic()
     interrupted = False
+    grace = min(GRACE, limit / 4)
+    # The program has to start and to say what it found, and what it does last may take longer than it thought.
+    seconds = f"{0.8 * (limit - grace):.0f}"
     with log.open("wb") as file:
         try:
             process = subprocess.Popen(
-                list(step.command),
+                [part.replace("{seconds}", seconds) for part in step.command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -131,7 +134,6 @@ def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda
             )
         except OSError as error:
             return Result(step.name, "failed", str(error), 0.0, limit)
-        grace = min(GRACE, limit / 4)
         try:
             while _runs(process) and time.monotonic() - start < limit - grace:
                 tick(step, time.monotonic() - start, limit, _last_line(log))
@@ -140,9 +142,9 @@ def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda
             interrupted = True
         late = _runs(process)
         _end(process, grace if late and not interrupted else 0.0)
-    seconds = time.monotonic() - start
+    took = time.monotonic() - start
     text = log.read_text(errors="replace").replace(str(cwd) + os.sep, "")
-    result = Result(step.name, "passed", "", seconds, limit, {}, text.splitlines()[-TAIL_LINES:])
+    result = Result(step.name, "passed", "", took, limit, {}, text.splitlines()[-TAIL_LINES:])
     try:
         complaint, result.measured = step.judge(process.returncode, text)
     except Exception as error:  # of a report that is cut short, say

@@ -65,8 +65,8 @@ def _run(tmp_path, **changes):
 def test_every_case_has_every_metric(tmp_path, tiny):
     outcome, _ = _run(tmp_path)
     found = {(row.case["upsampling"], row.metric) for row in outcome.rows}
-    # Peak memory is there where the system has a figure; its own tests hold it to account.
-    wanted = [metric for metric in results.METRICS if metric != "peak_memory"]
+    # Peak memory is there too where the system has a figure; its own tests hold it to account.
+    wanted = ("latency", "fps", "parameters", "multiply_adds")
     assert found >= {(case.upsampling, metric) for case in SELECTED for metric in wanted}
 
 

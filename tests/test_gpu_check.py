@@ -121,6 +121,11 @@ def test_a_step_out_of_time_may_still_say_what_it_has(tmp_path: Path) -> None:
     assert (result.status, result.log) == ("timed out", ["3 passed so far"])
 
 
+def test_a_step_can_be_told_its_time(tmp_path: Path) -> None:
+    told = Step("told", [*python("import sys; print(sys.argv[1:])"), "--budget", "{seconds}"], 1)
+    assert run_step(told, 105, tmp_path / "log", tmp_path).log == ["['--budget', '80']"]  # of 105 − 5 of grace
+
+
 def test_ctrl_c_kills_the_step_and_is_passed_on(tmp_path: Path) -> None:
     results: list[Result] = []
 
@@ -256,7 +261,7 @@ def test_the_steps_are_ordered_by_importance(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: None)
     steps = gpu_check.make_steps(tmp_path)
     names = [x.name for x in steps]
-    assert names == ["environment", "probe", "tests", *gpu_check.TOOLS, "hot-calls", "table2"]
+    assert names == ["environment", "probe", "tests", *gpu_check.TOOLS, "inference", "hot-calls", "table2"]
     assert {x.name for x in steps if x.skip} == set(gpu_check.TOOLS)
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: f"/cuda/{name}")
     by_name = {x.name: x for x in gpu_check.make_steps(tmp_path)}
@@ -328,6 +333,30 @@ def test_medians_of_hot_calls_go_into_the_record(tmp_path: Path) -> None:
     path.write_text(json.dumps({"benchmarks": [{"name": "test_forward[cuda]", "stats": {"median": 2.5e-5}}]}))
     assert gpu_check.judge_hot_calls(path)(0, "") == (None, {"median_ms": {"test_forward[cuda]": 0.025}})
     assert gpu_check.judge_hot_calls(tmp_path / "none")(2, "")[0] == "exit code 2"
+
+
+TIMED = "branches 64×64, batch 16, bfloat16, channels_last · {}: 1.5 ms, 280 TFLOP/s\n"
+FAILED = "branches 64×64, batch 16, bfloat16, channels_last · {}: failed, WrongResultError: error: expected at most 1\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "complaint", "counts"),
+    [
+        (0, TIMED.format("cuda"), None, (1, 0, 0)),
+        (1, TIMED.format("cuda") + FAILED.format("folded"), None, (1, 1, 0)),
+        (1, TIMED.format("cuda") + FAILED.format("cuda-mma-graph"), "cuda-mma-graph: WrongResultError", (1, 1, 1)),
+        (1, TIMED.format("cuda") + "ceilings: failed, OutOfMemoryError: no more\n", "ceilings: Out", (1, 1, 1)),
+        (0, "skipped 9: no kernels\n", "expected timings, got none (exit code 0)", (0, 0, 0)),
+        (2, TIMED.format("cuda"), "exit code 2", (1, 0, 0)),
+    ],
+    ids=["timed", "pytorch", "kernels", "ceilings", "nothing", "crash"],
+)
+def test_kernels_that_are_wrong_fail_the_inference(
+    code: int, log: str, complaint: str | None, counts: tuple[int, int, int]
+) -> None:
+    said, measured = gpu_check.judge_inference(code, log)
+    assert said is None if complaint is None else said is not None and said.startswith(complaint)
+    assert tuple(measured.values()) == counts
 
 
 # --- README ----------------------------------------------------------------------------------------------

@@ -1,0 +1,223 @@
+"""Who may serve a call: PyTorch in the ways that a user would try first, and this package's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch._inductor.config
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jpu_cuda import use_backend
+from jpu_cuda.backend import BackendUnavailableError, matrix_options
+from jpu_cuda.modules.core import JointPyramid
+
+from .cases import MEMORY_FORMATS
+from .folding import fold_norms
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to serve a call.
+
+    Attributes:
+        backend: as :class:`jpu_cuda.use_backend` names it.
+        policy: likewise.
+        arch: likewise.
+        depthwise: setting of ``torch.backends.cudnn.depthwise_kernel``.
+        folded: whether norms go into the convolutions before them.
+        graphed: whether the call is captured in a CUDA graph, which leaves the host's part out.
+        compiled: whether by ``torch.compile`` in its mode max-autotune.
+        frozen: whether the compiler may take weights for constants.
+        products: None for the whole call; ``"bmm"`` or ``"slices"`` for the branches' matrix products alone.
+        formats: of memory, in which it is worth timing.
+    """
+
+    backend: str = "reference"
+    policy: str = "auto"
+    arch: int | None = None
+    depthwise: str = "auto"
+    folded: bool = False
+    graphed: bool = False
+    compiled: bool = False
+    frozen: bool = False
+    products: str | None = None
+    formats: tuple[str, ...] = MEMORY_FORMATS
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether PyTorch serves it, one launch after the other."""
+        return self.backend == "reference" and not (self.compiled or self.graphed or self.products)
+
+
+_LAST = ("channels_last",)
+_OURS = Provider("cuda", formats=_LAST)
+_EAGER = {
+    "reference": Provider(),
+    "folded": Provider(folded=True),
+    "depthwise-cudnn": Provider(depthwise="cudnn"),
+    "depthwise-native": Provider(depthwise="native"),
+    "folded-cudnn": Provider(folded=True, depthwise="cudnn"),
+    "folded-native": Provider(folded=True, depthwise="native"),
+}
+GRAPH = "-graph"
+
+
+def _with_graphs(providers: dict[str, Provider]) -> dict[str, Provider]:
+    return {
+        name + suffix: replace(provider, graphed=bool(suffix))
+        for name, provider in providers.items()
+        for suffix in (GRAPH, "")
+    }
+
+
+# The most important first; what takes minutes last. `auto` is what "reference" has of depthwise kernels.
+PROVIDERS: dict[str, Provider] = {
+    # A matrix of pixels × channels is channels_last.
+    "gemm": Provider(products="bmm", formats=_LAST),
+    "gemm-slices": Provider(products="slices", formats=_LAST),
+    "reference": _EAGER["reference"],
+    **_with_graphs({"cuda": replace(_OURS, formats=MEMORY_FORMATS[::-1])}),
+    **{name: provider for name, provider in _EAGER.items() if name != "reference"},
+    **{name + GRAPH: replace(provider, graphed=True) for name, provider in _EAGER.items()},
+    **_with_graphs({f"cuda-{policy}": replace(_OURS, policy=policy) for policy in ("mma", "two-pass", "fma")}),
+    "host": Provider("host", formats=_LAST),
+    "compiled": Provider(compiled=True, formats=_LAST),
+    "compiled-frozen": Provider(compiled=True, frozen=True, formats=_LAST),
+}
+# The kernels executed on the CPU are for tests: nobody waits for them otherwise.
+DEFAULT = tuple(name for name in PROVIDERS if name != "host")
+
+
+def why_not(provider: Provider, device: torch.device) -> str | None:
+    """Why a provider cannot serve calls on a device; None if it may."""
+    if provider.graphed and device.type != "cuda":
+        return f"CUDA graphs need a CUDA device, got {device.type}"
+    if provider.depthwise != "auto":
+        if device.type != "cuda":
+            return f"cuDNN needs a CUDA device, got {device.type}"
+        if not hasattr(torch.backends.cudnn, "depthwise_kernel"):
+            return f"torch {torch.__version__} has no torch.backends.cudnn.depthwise_kernel"
+    expected = {"cuda": "cuda", "host": "cpu"}.get(provider.backend, device.type)
+    if device.type != expected:
+        return f"backend {provider.backend!r} needs tensors on {expected}, got {device.type}"
+    try:
+        with chosen(provider):
+            return None
+    except BackendUnavailableError as error:
+        return str(error)
+
+
+def chosen(provider: Provider) -> use_backend:
+    """The provider's backend, for a ``with`` block."""
+    return use_backend(provider.backend, arch=provider.arch, policy=provider.policy)
+
+
+@contextmanager
+def serve(
+    provider: Provider, model: nn.Module, inputs: Sequence[Tensor], tf32: bool | None = None
+) -> Iterator[Callable[[], Any]]:
+    """A call of the model on the inputs by a provider; it holds within the ``with`` block.
+
+    Args:
+        provider: one that :func:`why_not` has nothing against.
+        model: in eval mode, in the memory format under test.
+        inputs: likewise.
+        tf32: as of :func:`settings`.
+
+    Raises:
+        RuntimeError: kernels were asked for, and PyTorch served the JPU.
+        BackendUnavailableError: the provider does not take these tensors, or its policy another's place.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(settings(tf32, provider.depthwise))
+        stack.enter_context(chosen(provider))
+        if provider.folded:
+            model, folded = fold_norms(model, [x[:1] for x in inputs])
+            if not folded:
+                raise RuntimeError("expected norms after convolutions, got none")
+        # What the compiler makes under inference mode it guards by it; without gradients is what its users have.
+        stack.enter_context(torch.no_grad() if provider.compiled else torch.inference_mode())
+        if provider.backend != "reference" and any(isinstance(module, JointPyramid) for module in model.modules()):
+            _demand_kernels(provider, model, inputs)
+        call: Callable[..., Any] = model
+        if provider.compiled:
+            stack.enter_context(torch._inductor.config.patch(freezing=provider.frozen))
+            stack.callback(torch.compiler.reset)
+            call = torch.compile(model, mode="max-autotune", dynamic=False)
+        yield _captured(call, inputs) if provider.graphed else lambda: call(*inputs)
+
+
+@contextmanager
+def settings(tf32: bool | None = None, depthwise: str = "auto") -> Iterator[None]:
+    """PyTorch's switches: shapes do not change, so cuDNN may try its algorithms out.
+
+    Args:
+        tf32: whether float32 may be rounded to TF32 in matrix products and convolutions; None for PyTorch's choice.
+        depthwise: ``torch.backends.cudnn.depthwise_kernel``, where there is one.
+    """
+    wanted: list[tuple[Any, str, Any]] = [(torch.backends.cudnn, "benchmark", True)]
+    if tf32 is not None:
+        wanted += [(torch.backends.cudnn, "allow_tf32", tf32), (torch.backends.cuda.matmul, "allow_tf32", tf32)]
+    if hasattr(torch.backends.cudnn, "depthwise_kernel"):
+        wanted.append((torch.backends.cudnn, "depthwise_kernel", depthwise))
+    before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+    try:
+        for module, name, value in wanted:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+class _Policies(TorchDispatchMode):
+    """Notes how each call of the kernels does its matrix products, and why."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name == "jpu_cuda::separable_pyramid":
+            levels, _, pointwise = args[:3]
+            shapes = [x.shape[1] for x in levels], pointwise[0].shape[0]
+            choice = torch.ops.jpu_cuda.separable_pyramid_policy(levels[0], *shapes, *matrix_options())
+            policy, _, reason = choice.partition(": ")
+            self.found.append((policy, reason))
+        return func(*args, **(kwargs or {}))
+
+
+def _demand_kernels(provider: Provider, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """A JPU whose branches the kernels do not take is PyTorch's without a word: not what is to be timed."""
+    with _Policies() as seen:
+        model(*inputs)
+    if not seen.found:
+        raise RuntimeError("expected kernels to serve the JPU's branches, PyTorch did; jpu_cuda.explain says why")
+    for policy, reason in seen.found:
+        if provider.policy not in ("auto", policy):
+            raise BackendUnavailableError(f"policy {provider.policy!r} does not take this, {policy!r} does: {reason}")
+
+
+def _captured(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Callable[[], Any]:
+    """Replays what a call launches; its results lie in the same place every time."""
+    with torch.cuda.device(inputs[0].device):
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):  # libraries choose algorithms and take workspaces
+            for _ in range(3):
+                call(*inputs)
+        torch.cuda.current_stream().wait_stream(warm_up)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = call(*inputs)
+
+    def replay() -> Any:
+        graph.replay()
+        return results
+
+    return replay

@@ -1,0 +1,100 @@
+"""What every result is held to before it is timed: nearly the error of PyTorch's own path in the same dtype."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jpu_cuda import use_backend
+
+from .systems import FORMATS
+
+FACTOR = 1.25
+
+
+class WrongResultError(ValueError):
+    """A result that is further from the truth than it may be."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a result should be, and how far from it PyTorch's own is.
+
+    Attributes:
+        value: float64 arithmetic on the same rounded inputs and weights.
+        dtype: of the results.
+        error: greatest error of PyTorch's results.
+        root_mean_square: likewise, of the error over the whole tensor by this measure.
+    """
+
+    value: Tensor
+    dtype: torch.dtype
+    error: float
+    root_mean_square: float
+
+    @staticmethod
+    def of(value: Tensor, baselines: Sequence[Tensor]) -> Truth:
+        """The truth, and what PyTorch makes of it in the dtype under test; of several ways the least exact counts."""
+        errors, squares = [], []
+        for baseline in baselines:
+            _check_finite("PyTorch's result", baseline)
+            difference = baseline.double() - value
+            errors.append(float(difference.abs().max()))
+            squares.append(float(difference.square().mean().sqrt()))
+        return Truth(value, baselines[0].dtype, max(errors), max(squares))
+
+
+def find_truth(model: nn.Module, inputs: Sequence[Tensor], pick: Callable[[Any], Tensor]) -> Truth:
+    """What a model's result should be, and PyTorch's own error in the current settings.
+
+    That is of plain eager NCHW and channels_last: they sum in other orders, and neither is the one that is meant.
+
+    Args:
+        model: in eval mode, in the dtype under test.
+        inputs: of one image.
+        pick: what of a result is compared.
+    """
+    with torch.no_grad(), use_backend("reference"):
+        value = pick(copy.deepcopy(model).double()(*(x.double() for x in inputs)))
+        baselines = []
+        for layout in FORMATS.values():
+            baseline = copy.deepcopy(model).to(memory_format=layout)
+            baselines.append(pick(baseline(*(x.contiguous(memory_format=layout) for x in inputs))))
+    return Truth.of(value, baselines)
+
+
+def assert_no_worse(actual: Tensor, truth: Truth, deep: bool = False) -> None:
+    """Raises WrongResultError unless max|actual − truth| ≤ 1.25 · PyTorch's + eps/2 · max|truth|.
+
+    Args:
+        actual: the result under test.
+        truth: what to hold it to.
+        deep: whether the result is that of a network of many layers. There the greatest error is one draw out of
+            millions and of a chain of roundings, each path its own: the bound holds for the root mean square, and
+            the greatest error may be twice as large.
+    """
+    if actual.shape != truth.value.shape or actual.dtype != truth.dtype:
+        expected = f"expected {truth.dtype} {tuple(truth.value.shape)}"
+        raise WrongResultError(f"result: {expected}, got {actual.dtype} {tuple(actual.shape)}")
+    _check_finite("result", actual)
+    errors = actual.double() - truth.value
+    rounding = torch.finfo(truth.dtype).eps / 2 * float(truth.value.abs().max())
+    _check("error", float(errors.abs().max()), (2 if deep else 1) * FACTOR * truth.error + rounding)
+    if deep:
+        _check("root mean square error", float(errors.square().mean().sqrt()), FACTOR * truth.root_mean_square)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if wrong:
+        raise WrongResultError(f"{name}: expected finite values, got {wrong} of {tensor.numel()} that are not")
+
+
+def _check(name: str, error: float, allowed: float) -> None:
+    if not error <= allowed:
+        raise WrongResultError(f"{name}: expected at most {allowed:.3e}, got {error:.3e}")
