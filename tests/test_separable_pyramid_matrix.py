@@ -161,6 +161,21 @@ def test_rows_may_be_farther_apart_than_32_bits_hold(rows: int, step: int, polic
     assert torch.equal(by_kernels(case, arguments), expected)
 
 
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("mma", "separable_pyramid mma: expected at most 2147483647 blocks, got 2147483648"),
+        ("two-pass", "separable_pyramid normalise: expected at most 2147483647 tiles, got 2147483648"),
+    ],
+)
+def test_more_tiles_than_indices_hold_are_refused(policy: str, message: str) -> None:
+    level = torch.empty(1, dtype=torch.float16).expand(2**30, 1, 1, 1)
+    taps, weight = torch.zeros(1, 1, 3, 3).half(), torch.zeros(1, 1, 1, 1).half()
+    options = (*[None] * 4, True, True, 80, policy, 0)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.jpu_cuda.separable_pyramid([level], [taps] * 2, [weight] * 2, [1, 2], *options)
+
+
 @POLICIES
 def test_levels_without_channels_are_left_out_of_the_copies(policy: str) -> None:
     check_forward(Pyramid(1, (8, 0, 16, 3), 8, (3, 5), (1,), torch.float16, policy=policy))
