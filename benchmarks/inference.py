@@ -153,7 +153,6 @@ class _Session:
         if (reason := why_not(provider, self._device)) is not None:
             raise Skipped(reason)
         self._check_twin(workload, name, provider)
-        _tidy(self._device)
         rows = self._verify_and_time(workload, name, provider, tick)
         took = perf_counter() - start
         kind = provider.compiled
