@@ -11,6 +11,11 @@ template <class T>
 int64_t plan_matrix(Params& p) {
   const int64_t blocks = plan<T>(p, kMatrixColumns);
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; };
+  // Pixels of a patch are found by 32 bits, from its corner.
+  constexpr int64_t kFar = INT32_MAX / ((34 + 1) * kMaxDilation);
+  for (int i = 0; i < p.levels; ++i) {
+    p.level[i].vectors &= p.level[i].stride.h + p.level[i].stride.w <= kFar;
+  }
   p.weight_vectors = p.pointwise_vectors;
   for (int i = 0; i < p.branches; ++i) p.weight_vectors &= aligned(p.branch[i].depthwise);
   p.term_vectors = p.whole_vectors && aligned(p.inner.scale) && aligned(p.inner.shift);

@@ -24,16 +24,23 @@ JPU_HOST_DEVICE constexpr int unit_place(int row, int unit) {
   return row / 2 * 8 + first_half * kUnits + (unit ^ (row / 2 & 3));
 }
 
-// unit_place(row + 16·i, unit ^ 2·k), where row / 16 is a multiple of 4.
+// The same of other rows and units, for less: of (row + 16·i, unit ^ 2·k), where row has none of i's bits,
 JPU_HOST_DEVICE constexpr int moved_place(int place, int i, int k) {
   return (place ^ (parity(i) * kUnits | 2 * k)) + 64 * i;
 }
+// and of (row + x, unit), where row is a multiple of 4 and x less than that.
+JPU_HOST_DEVICE constexpr int place_beside(int place, int x) { return (place ^ (x % 2 * kUnits | x / 2)) + x / 2 * 8; }
+
 static_assert([] {
-  for (int row = 0; row < 256; ++row) {
-    for (int n = 0; n < 32; ++n) {
-      const int i = n % 4, k = n / 4 % 2, unit = n / 8;
-      if (row / 16 % 4 == 0 && moved_place(unit_place(row, unit), i, k) != unit_place(row + 16 * i, unit ^ 2 * k)) {
-        return false;
+  for (int row = 0; row < kMatrixColumns; ++row) {
+    for (int unit = 0; unit < kUnits; ++unit) {
+      const int place = unit_place(row, unit);
+      if (place_beside(unit_place(row / 4 * 4, unit), row % 4) != place) return false;
+      for (int k = 0; k < 2; ++k) {
+        if (moved_place(unit_place(row % 16, unit), row / 16, k) != unit_place(row, unit ^ 2 * k)) return false;
+        if (moved_place(unit_place(row / 64 * 64 + row % 16, unit), row / 16 % 4, k) != unit_place(row, unit ^ 2 * k)) {
+          return false;
+        }
       }
     }
   }
@@ -47,7 +54,6 @@ struct MatrixOperand {
 
   JPU_DEVICE T* place(int place) { return &value[place * Vector<T>::kSize]; }
   JPU_DEVICE const T* place(int place) const { return &value[place * Vector<T>::kSize]; }
-  JPU_DEVICE T* at(int row, int unit) { return place(unit_place(row, unit)); }
 };
 
 // The row of the right operand that holds an output of the block. A thread has columns 2t and 2t + 1 of each 8 columns

@@ -12,14 +12,16 @@ namespace jpu::separable_pyramid {
 template <class T>
 JPU_DEVICE void fetch_pointwise(const Params& p, const Branch& branch, int first_output, const Chunk& chunk,
                                 MatrixOperand<T, kMatrixColumns>& operand) {
-  constexpr int V = Vector<T>::kSize;
-  const int first = p.level[chunk.level].first + chunk.channel;
-  for (int i = thread_index(); i < kMatrixColumns * kUnits; i += kThreads) {
-    const int output = i / kUnits, unit = i % kUnits, c = unit * V;
-    T* target = operand.at(row_of_output<T>(output), unit);
-    const bool exists = first_output + output < p.outputs && c < chunk.count;
-    const T* source = static_cast<const T*>(branch.pointwise);
-    if (exists) source += int64_t{first_output + output} * p.channels + first + c;
+  constexpr int V = Vector<T>::kSize, kRows = kThreads / kUnits;
+  static_assert(kRows == kWarpSide, "or rows would be placed otherwise");
+  const int unit = thread_index() % kUnits, own = thread_index() / kUnits, c = unit * V;
+  const int place = unit_place(row_of_output<T>(own), unit);
+  const int64_t row = int64_t{first_output + own} * p.channels + p.level[chunk.level].first + chunk.channel + c;
+  JPU_UNROLL for (int n = 0; n < kMatrixColumns / kRows; ++n) {
+    T* target = operand.place(moved_place(place, n * kRows / 16, 0));
+    const bool exists = first_output + own + n * kRows < p.outputs && c < chunk.count;
+    // Of what does not exist no address is made either.
+    const T* source = static_cast<const T*>(branch.pointwise) + (exists ? row + int64_t{n * kRows} * p.channels : 0);
     if (p.weight_vectors) {
       copy_async<kVectorBytes>(target, source, exists ? kVectorBytes : 0);
     } else {
@@ -38,31 +40,30 @@ JPU_DEVICE void write_outputs(const Params& p, int index, int image, int first_o
   const Branch& branch = p.branch[index];
   const int row = warp_row() + lane_index() / 4;
   const int first = first_output + warp_column() + lane_index() % 4 * V;
-  JPU_UNROLL for (int v = 0; v < kVectors; ++v) {
-    float scale[V], shift[V];
-    const int column = first + v * 4 * V;
-    if (column >= p.outputs) break;
-    JPU_UNROLL for (int x = 0; x < V; ++x) {
-      const bool exists = column + x < p.outputs;
-      const int64_t term = int64_t{index} * p.outputs + column + x;
-      scale[x] = exists ? affine_term<float>(p.outer.scale, term, 1) : 0;
-      shift[x] = exists ? affine_term<float>(p.outer.shift, term, 0) : 0;
-    }
-    JPU_UNROLL for (int m = 0; m < kWarpSide / 8; ++m) {
-      const Pixel pixel = pixel_of_slot(p, branch.dilation, branch.tiling.shape, tile, row + m * 8);
-      if (!pixel.inside) continue;
-      T* target = at<T>(p.output, p.output_stride, image, int64_t{index} * p.outputs + column, pixel.y, pixel.x);
+  float scale[kVectors][V], shift[kVectors][V];
+  JPU_UNROLL for (int i = 0; i < kVectors * V; ++i) {
+    const int v = i / V, x = i % V, output = first + v * 4 * V + x;
+    const int64_t term = int64_t{index} * p.outputs + output;
+    scale[v][x] = output < p.outputs ? affine_term<float>(p.outer.scale, term, 1) : 0;
+    shift[v][x] = output < p.outputs ? affine_term<float>(p.outer.shift, term, 0) : 0;
+  }
+  JPU_UNROLL for (int m = 0; m < kWarpSide / 8; ++m) {
+    const Pixel pixel = pixel_of_slot(p, branch.dilation, branch.tiling.shape, tile, row + m * 8);
+    if (!pixel.inside) continue;
+    T* target = at<T>(p.output, p.output_stride, image, int64_t{index} * p.outputs + first, pixel.y, pixel.x);
+    JPU_UNROLL for (int v = 0; v < kVectors; ++v) {
       Vector<T> result;
       JPU_UNROLL for (int x = 0; x < V; ++x) {
-        float value = multiply_add(scale[x], sum[m / 2][v * (V / 2) + x / 2][m % 2 * 2 + x % 2], shift[x]);
+        float value = multiply_add(scale[v][x], sum[m / 2][v * (V / 2) + x / 2][m % 2 * 2 + x % 2], shift[v][x]);
         if (p.relu && value < 0) value = 0;  // NaN passes
         result.at[x] = narrow<T>(value);
       }
+      const int column = v * 4 * V, exist = p.outputs - first - column;
       if (p.output_vectors) {
-        store_vector(target, result);
+        if (exist > 0) store_vector(target + column, result);
       } else {
         JPU_UNROLL for (int x = 0; x < V; ++x) {
-          if (column + x < p.outputs) store(target + x * p.output_stride.c, result.at[x]);
+          if (x < exist) store(target + (column + x) * p.output_stride.c, result.at[x]);
         }
       }
     }

@@ -33,6 +33,7 @@ pyramid_mma(JPU_PARAMS Params p) {
   fetch_inputs<kThreads>(p, index, ready, image, shared.places, shared.inputs[0]);
   commit_copies();
   Chunk next = next_chunk<kSize>(p, ready);
+  const Square square = square_of(shape, thread_index() % kNormalisers);
   MatrixSums sum = {};
   // Step k multiplies chunk k, makes h of chunk k + 1 (`ready`), and fetches the inputs of chunk k + 2 (`next`).
   for (int k = -1;; ++k) {
@@ -44,10 +45,11 @@ pyramid_mma(JPU_PARAMS Params p) {
     // Half of the warps make h while the others keep the tensor cores busy; each scheduler has one of either half.
     const int turn = (k + 1) & 1;
     if (ready.count > 0 && thread_index() / kNormalisers == turn) {
-      normalise(p, shape, shared.inputs[turn], ready.count, thread_index() % kNormalisers,
-                [&](int slot, int word, uint32_t h) {
-                  store_word(shared.normalised[turn].at(slot, word / 4) + word % 4 * kWordSize<T>, h);
-                });
+      MatrixOperand<T, kPixels>& operand = shared.normalised[turn];
+      normalise(p, shape, shared.inputs[turn], ready.count, square, [&](int y, int x, uint32_t h) {
+        const int place = unit_place(square.slot + y * shape.width, square.word / 4);
+        store_word(operand.place(place_beside(place, x)) + square.word % 4 * kWordSize<T>, h);
+      });
     }
     if (k >= 0) multiply(shared.normalised[k & 1], shared.pointwise[k & 1], sum);
     if (ready.count == 0) break;

@@ -41,6 +41,8 @@ pyramid_normalise(JPU_PARAMS TwoPassParams t) {
   const Shape& shape = branch.tiling.shape;
   find_places<kNormalisers>(p, branch.dilation, shape, tile_at(branch.tiling, work.tile), shared.places);
   block_barrier();
+  const Square square = square_of(shape, thread_index());
+  const int64_t pitch = int64_t{t.chunks} * kSize;  // from slot to slot
   Chunk chunk = nth_chunk<kSize>(p, begin);
   fetch_inputs<kNormalisers>(p, work.branch, chunk, work.image, shared.places, shared.inputs[begin & 1]);
   commit_copies();
@@ -52,8 +54,9 @@ pyramid_normalise(JPU_PARAMS TwoPassParams t) {
       fetch_inputs<kNormalisers>(p, work.branch, next, work.image, shared.places, shared.inputs[(k + 1) & 1]);
       commit_copies();
     }
-    normalise(p, shape, shared.inputs[k & 1], chunk.count, thread_index(), [&](int slot, int word, uint32_t h) {
-      store_word(normalised_at<T>(t, tile, slot, k) + word * kWordSize<T>, h);
+    T* target = normalised_at<T>(t, tile, square.slot, k) + square.word * kWordSize<T>;
+    normalise(p, shape, shared.inputs[k & 1], chunk.count, square, [&](int y, int x, uint32_t h) {
+      store_word(target + (y * shape.width + x) * pitch, h);
     });
     chunk = next;
   }
@@ -76,7 +79,7 @@ JPU_DEVICE void fetch_operands(const TwoPassParams& t, const Branch& branch, uin
     MatrixOperand<T, kPixels>& operand = shared.normalised[k % kProductStages];
     for (int i = thread_index(); i < kPixels * kUnits; i += kThreads) {
       const int slot = i / kUnits, unit = i % kUnits;
-      copy_async<kVectorBytes>(operand.at(slot, unit), normalised_at<T>(t, tile, slot, k) + unit * V);
+      copy_async<kVectorBytes>(operand.place(unit_place(slot, unit)), normalised_at<T>(t, tile, slot, k) + unit * V);
     }
     fetch_pointwise(t.forward, branch, first_output, chunk, shared.pointwise[k % kProductStages]);
   }

@@ -70,11 +70,11 @@ template <int Threads, class T>
 JPU_DEVICE void fetch_row(T* shared, const T* global, int count, int filled, bool vectors) {
   constexpr int V = Vector<T>::kSize;
   if (vectors) {
-    for (int i = thread_index(); i < count / V; i += Threads) {
+    JPU_UNROLL_BY(1) for (int i = thread_index(); i < count / V; i += Threads) {
       copy_async<kVectorBytes>(shared + i * V, global + i * V);
     }
   } else {
-    for (int i = thread_index(); i < filled; i += Threads) store(shared + i, i < count ? load(global + i) : T{});
+    JPU_UNROLL_BY(1) for (int i = thread_index(); i < filled; i += Threads) store(shared + i, i < count ? load(global + i) : T{});
   }
 }
 
@@ -93,22 +93,23 @@ JPU_DEVICE void fetch_inputs(const Params& p, int index, const Chunk& chunk, int
   const int pixels = word_patch_pixels(branch.tiling.shape);
   const int count = ceil_divide(chunk.count, W) * W;
   if (level.vectors) {
-    const int vectors = chunk.count / V;
-    for (int i = thread_index(); i < pixels * kUnits; i += Threads) {
-      const int q = i / kUnits, v = i % kUnits;
-      if (v >= vectors) continue;
-      const int32_t place = places.place[q];
-      T* target = &inputs.patch[q * kSize + v * V];
-      if (place != kOutside) {
-        copy_async<kVectorBytes>(target, base + offset_of(place, stride) + v * V);
-      } else {
-        copy_async<kVectorBytes>(target, level.data, 0);
+    static_assert(Threads % kUnits == 0, "a thread has one unit");
+    const int unit = thread_index() % kUnits;
+    const T* own = base + unit * V;
+    // plan_matrix() sees to it that 32 bits do.
+    const int row = static_cast<int>(stride.h), column = static_cast<int>(stride.w);
+    if (unit * V < chunk.count) {
+      JPU_UNROLL_BY(1) for (int q = thread_index() / kUnits; q < pixels; q += Threads / kUnits) {
+        const int32_t place = places.place[q];
+        const bool inside = place != kOutside;
+        const T* source = inside ? own + ((place >> 16) * row + (place & 0xffff) * column) : static_cast<const T*>(level.data);
+        copy_async<kVectorBytes>(&inputs.patch[q * kSize + unit * V], source, inside ? kVectorBytes : 0);
       }
     }
   } else {
     // Consecutive threads take what lies together: channels or columns.
     const bool channels_inside = stride.c < stride.w;
-    for (int i = thread_index(); i < pixels * count; i += Threads) {
+    JPU_UNROLL_BY(1) for (int i = thread_index(); i < pixels * count; i += Threads) {
       const int q = channels_inside ? i / count : i % pixels;
       const int c = channels_inside ? i % count : i / pixels;
       const int32_t place = places.place[q];
@@ -132,34 +133,30 @@ JPU_DEVICE void fetch_inputs(const Params& p, int index, const Chunk& chunk, int
 // A thread's square and its word. Squares of consecutive numbers are neighbours in a row, else in a column, else in
 // classes.
 struct Square {
-  int which, row, column;  // of its first pixel, in the tile
   int word;
+  int corner;  // pixel of the patch, in the order of the tile
+  int slot;    // of its first pixel
+  int swap;    // whether its corner changed places
 };
 
 JPU_DEVICE Square square_of(const Shape& shape, int thread) {
-  Square square;
-  square.word = thread % kWords;
   int rest = thread / kWords;
   const int columns = shape.width / kSquare, rows = shape.height / kSquare;
-  square.column = rest % columns * kSquare;
+  const int column = rest % columns * kSquare;
   rest /= columns;
-  square.row = rest % rows * kSquare;
-  square.which = rest / rows;
-  return square;
+  const int row = rest % rows * kSquare, which = rest / rows;
+  return {thread % kWords, (which * (shape.height + 2) + row) * word_patch_pitch(shape) + column,
+          (which * shape.height + row) * shape.width + column, pair_swap(which, row, column)};
 }
 
-// h of a chunk: kNormalisers threads, numbered by `thread`, hand over each pixel's word with its slot. Words past the
+// h of a chunk, by kNormalisers threads: `use` gets row and column within the square, and h's word. Words past the
 // chunk's count are 0. Taps are summed in row-major order, as everywhere.
 template <class T, class Use>
-JPU_DEVICE void normalise(const Params& p, const Shape& shape, const Inputs<T>& inputs, int count, int thread,
-                          Use&& use) {
+JPU_DEVICE void normalise(const Params& p, const Shape& shape, const Inputs<T>& inputs, int count,
+                          const Square& square, Use&& use) {
   constexpr int W = kWordSize<T>, kSize = Inputs<T>::kChannels, kWindow = kSquare + 2;
-  const Square square = square_of(shape, thread);
-  const auto slot = [&](int y, int x) {
-    return (square.which * shape.height + square.row + y) * shape.width + square.column + x;
-  };
   if (square.word * W >= count) {
-    for (int i = 0; i < kSquare * kSquare; ++i) use(slot(i / kSquare, i % kSquare), square.word, uint32_t{0});
+    JPU_UNROLL for (int i = 0; i < kSquare * kSquare; ++i) use(i / kSquare, i % kSquare, uint32_t{0});
     return;
   }
   float weight[9][W];
@@ -173,14 +170,12 @@ JPU_DEVICE void normalise(const Params& p, const Shape& shape, const Inputs<T>& 
     JPU_UNROLL for (int i = 0; i < 9 * W; ++i) weight[i % 9][i / 9] = flat[i];
   }
   const int pitch = word_patch_pitch(shape);
-  const int line = square.which * (shape.height + 2) + square.row;
-  const T* corner = &inputs.patch[(line * pitch + square.column) * kSize + square.word * W];
-  const int swap = pair_swap(square.which, square.row, square.column);
+  const T* corner = &inputs.patch[square.corner * kSize + square.word * W];
   float sum[kSquare][kSquare][W] = {};
   JPU_UNROLL for (int r = 0; r < kWindow; ++r) {
     float row[kWindow][W];
     JPU_UNROLL for (int x = 0; x < kWindow; ++x) {
-      const int step = (swap ^ (r / kSquare ^ x / kSquare)) * kSize;  // to the other pixel of the pair, or 0
+      const int step = (square.swap ^ (r / kSquare ^ x / kSquare)) * kSize;  // to the other pixel of the pair, or 0
       widen_word<T>(read_word(corner + (r * pitch + x) * kSize + (x % 2 == 0 ? step : -step)), row[x]);
     }
     JPU_UNROLL for (int y = 0; y < kSquare; ++y) {
@@ -208,7 +203,7 @@ JPU_DEVICE void normalise(const Params& p, const Shape& shape, const Inputs<T>& 
         h[c] = square.word * W + c < count ? multiply_add(scale[c], sum[y][x][c], shift[c]) : 0;
         if constexpr (W == 1) h[c] = round_tf32(h[c]);
       }
-      use(slot(y, x), square.word, narrow_word<T>(h));
+      use(y, x, narrow_word<T>(h));
     }
   }
 }
