@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jpu_cuda import use_backend
 
+from .providers import settings
 from .systems import FORMATS
 
 FACTOR = 1.25
@@ -60,7 +61,8 @@ def find_truth(model: nn.Module, inputs: Sequence[Tensor], pick: Callable[[Any],
         pick: what of a result is compared.
     """
     with torch.no_grad(), use_backend("reference"):
-        value = pick(copy.deepcopy(model).double()(*(x.double() for x in inputs)))
+        with settings(benchmark=False):
+            value = pick(copy.deepcopy(model).double()(*(x.double() for x in inputs)))
         baselines = []
         for layout in FORMATS.values():
             baseline = copy.deepcopy(model).to(memory_format=layout)

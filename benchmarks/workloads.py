@@ -112,7 +112,8 @@ class Products(nn.Module):
         channels = 3 * like.channels
         self.into = into
         self.weight = nn.Parameter(torch.randn(DILATIONS, channels, like.channels, **kind) / channels**0.5)
-        self.out = torch.empty(like.batch * like.height * like.width, DILATIONS * like.channels, **kind)
+        pixels = like.batch * like.height * like.width if into == "slices" else 0
+        self.out = torch.empty(pixels, DILATIONS * like.channels, **kind)
 
     def forward(self, operand: Tensor) -> Tensor:
         """[D, pixels, 3·channels] → [D, pixels, channels] or [pixels, D·channels]."""
