@@ -175,7 +175,7 @@ def prepare(workload: Workload, provider: Provider, device: torch.device) -> Pre
             flops = 2.0 * model.weight.numel() * workload.batch * pixels
         else:
             last = [x[-1:] for x in inputs]
-            truth = find_truth(model, last, partial(_output, workload.part))
+            truth = find_truth(model, last, partial(_output, workload.part), workload.dtype == "tf32")
             with use_backend("reference"):
                 flops = 2e9 * measure.multiply_adds(model, *last) * workload.batch
     return Prepared(workload, model, inputs, truth, flops)
