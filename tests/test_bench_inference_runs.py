@@ -42,17 +42,20 @@ def test_a_policy_without_a_place_is_skipped(tmp_path, monkeypatch):
     assert outcome.failures == []
 
 
-def test_only_the_fastest_of_pytorchs_launches_are_graphed(tmp_path, monkeypatch):
+def test_pytorchs_launches_that_are_far_behind_are_not_graphed(tmp_path, monkeypatch):
     """On a GPU that is not here: a graph is the call itself."""
     monkeypatch.setattr(inference, "why_not", lambda *_: None)
     monkeypatch.setattr("benchmarks.providers._captured", lambda call, inputs: lambda: call(*inputs))
-    milliseconds = iter([1.0, 1.0, 1.0, 5.0, 4.0, 3.0, 2.0, 9.0])  # the first three are of ceilings
+    milliseconds = iter([1.0, 1.0, 1.0, 3.1, 2.9, 3.0, 2.0, 9.0, 9.0, 9.0])  # the first three are of ceilings
     monkeypatch.setattr(measure, "time_calls", lambda *_: [next(milliseconds)])
     outcome, _ = run(tmp_path, names=["reference", "folded", "reference-graph", "folded-graph"])
-    assert timed(outcome.rows)[-1] == ("folded-graph", "channels_last")
-    assert len(timed(outcome.rows)) == 5
-    reason = "of PyTorch's launches, only the fastest are graphed (folded, channels_last)"
-    assert [found for _, found in outcome.skipped] == [reason] * 3
+    found = timed(outcome.rows)
+    # Half as slow again as folded, channels_last is allowed.
+    graphed = [("reference-graph", "channels_last"), ("folded-graph", "contiguous"), ("folded-graph", "channels_last")]
+    assert found[4:] == graphed
+    (skipped,) = outcome.skipped
+    assert skipped[0].endswith("contiguous · reference-graph")
+    assert skipped[1] == "launched one by one it is far slower than folded, channels_last"
 
 
 @pytest.fixture
