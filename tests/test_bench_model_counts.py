@@ -13,7 +13,7 @@ from jpu_cuda import host, use_backend
 from jpu_cuda.host import Launch
 
 # 12 × 10 pixels fill no tile of either dilation.
-WORKS = [Work(2, 12, 10, dtype, channels=64, dilations=(1, 4)) for dtype in ("bfloat16", "float32")]
+WORKS = [Work(2, 12, 10, dtype, channels=64, dilations=(1, 4)) for dtype in ("bfloat16", "float16", "float32")]
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.dtype)
