@@ -316,6 +316,33 @@ def test_a_sum_with_an_unmeasured_part_is_not_measured():
     assert _cells(_line(FOLD, None), _line(KERNEL, 1.0))[-1]["measured"] == "–"
 
 
+def test_a_binary_is_shown_once_with_all_its_shared_memory():
+    program = Program("k", PRODUCT.own + COPY.own, (PRODUCT, COPY))
+    compiled = Compiled(Resources(registers=64, shared=1000, spills=4), program, PRODUCT)
+    kernel = replace(MMA, dynamic_shared=2000)
+    works = [replace(WORK, batch=batch) for batch in (1, 4)]
+    lines = [
+        sheet.Line(kernel, work, 1e-3, predict.predict(A100, kernel, work, COUNTS, compiled), COUNTS, compiled)
+        for work in works
+    ]
+    table = sheet.binaries(A100, lines)
+    rows = [dict(zip(table.columns, cells, strict=True)) for cells in table.lines]
+    assert [row["part"] for row in rows] == ["all", "main loop"]
+    expected = {"registers": "64", "spilled B": "4", "shared B": "3000", "blocks/SM": "4", "instr.": "76", "fp32": "64"}
+    assert {name: rows[0][name] for name in expected} == expected
+    assert (rows[1]["instr."], rows[1]["shared"], rows[1]["a product"]) == ("72", "6", "1.12")
+    assert "tensor" not in table.columns
+
+
+def test_counts_are_shown_in_their_units():
+    counts = {**COUNTS, "blocks": 2, "barriers": 5, "shared_accesses": 4_000_000, "bank_conflicts": 1_000_000}
+    counts |= {"global_read_bytes": 3_000_000, "global_read_sectors": 10**6, "distinct_read_bytes": 2_000_000}
+    counts |= {"global_write_bytes": 500_000, "multiply_adds": 2 * 10**9, "matrix_multiply_adds": 3 * 10**9}
+    table = sheet.counted([replace(_line(MMA, None), counts=counts), _line(FOLD, None)])
+    assert len(table.lines) == 1
+    assert table.lines[0][4:] == ["2", "3.00", "32.0", "2.00", "0.500", "4.00", "25.0", "2.50", "2.00", "3.00"]
+
+
 def test_tf32_has_its_floor_by_tensor_cores():
     work = replace(WORK, dtype="float32")
     lines = [sheet.Line(kernel, work, 1e-3, predict.predict(H100, kernel, work)) for kernel in (KERNEL, MMA)]
