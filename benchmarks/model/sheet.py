@@ -231,6 +231,6 @@ def binaries(device: Device, found: Sequence[Line]) -> Report:
         "instructions as they stand in the binary, each once; main loop: the one with the most tensor core "
         "instructions, or else FFMA, without loops in it",
         "a product: instructions for each tensor core instruction, or else FFMA",
-        "blocks/SM: as registers, shared memory (of a launch, at most) and threads allow, of which the scarcest is named",
+        "blocks/SM: as registers, shared memory and threads allow, of which the scarcest is named; shared: at most",
     ]
     return Report(f"Compiled for sm_{device.arch}", notes, columns, 3, cells)
