@@ -218,7 +218,8 @@ def unequal(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarr
     """Which items differ, and how many floats are NaN in both with other bits, which count as equal."""
     if not case.floats:
         return (expected != got).any(axis=1), 0
-    a, b = (inputs.floats_of(data, case.floats).astype(np.float64) for data in (expected, got))
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        a, b = (inputs.floats_of(data, case.floats).astype(np.float64) for data in (expected, got))
     other_bits = (expected != got).reshape(*a.shape, -1).any(axis=2)
     both = np.isnan(a) & np.isnan(b)
     near = ~other_bits | both
