@@ -31,7 +31,8 @@ class _Request(NamedTuple):
     policy: str
 
 
-_requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_Request("auto", None, "auto"))
+_AUTO = _Request("auto", None, "auto")
+_requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_AUTO)
 
 
 class BackendUnavailableError(RuntimeError):

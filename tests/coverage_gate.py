@@ -30,6 +30,7 @@ TEST_FILES = (
     "test_upsample_concat_limits.py",
     "test_host_faults.py",
     "test_host_runtime.py",
+    "test_host_matrix.py",
 )
 
 # True of a GPU's compiler, or of a binding for CUDA tensors.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from helpers import assert_no_worse_than, assert_within, max_error, to_numpy
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,7 +24,10 @@ TERMS = ("scale", "shift", "out_scale", "out_shift")
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Shapes and kinds of a call's arguments; ``terms`` is "none", "channels" or "images" ([N, D, C])."""
+    """Shapes and kinds of a call's arguments; ``terms`` is "none", "channels" or "images" ([N, D, C]).
+
+    ``policy`` other than "fma" means tensor cores, and TF32 for float32; ``workspace`` is what two passes keep.
+    """
 
     batch: int
     channels: tuple[int, ...]
@@ -34,6 +39,18 @@ class Pyramid:
     terms: str = "channels"
     relu: bool = True
     device: str = "cpu"
+    policy: str = "fma"
+    workspace: int = 0
+
+    @property
+    def options(self) -> tuple[bool, int, str, int]:
+        """The operator's arguments that say how products are done."""
+        cores = self.policy != "fma"
+        return cores, 80 if cores else 0, self.policy, self.workspace
+
+    @property
+    def tensor_cores(self) -> bool:
+        return self.policy != "fma" and self.dtype != torch.float64
 
     def arguments(self, seed: int = 0) -> dict[str, Any]:
         """Random levels, lists of weights and terms; sums keep to the scale of their inputs."""
@@ -88,7 +105,7 @@ def stacked(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
 def by_kernels(case: Pyramid, arguments: dict[str, Any]) -> Tensor:
     a = arguments
     return torch.ops.jpu_cuda.separable_pyramid(
-        a["levels"], a["depthwise"], a["pointwise"], list(case.dilations), *a["terms"], case.relu
+        a["levels"], a["depthwise"], a["pointwise"], list(case.dilations), *a["terms"], case.relu, *case.options
     )
 
 
@@ -97,6 +114,27 @@ def by_torch(case: Pyramid, tensors: Sequence[Tensor | None], relu: bool) -> Ten
     depthwise, pointwise = tensors[levels : levels + count], tensors[levels + count : levels + 2 * count]
     weights = stacked({"depthwise": depthwise, "pointwise": pointwise})
     return reference(tensors[:levels], *weights, case.dilations, *tensors[levels + 2 * count :], relu)
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """Rounded to 10 bits of fraction, ties away from zero; of finite float32."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def by_tf32(case: Pyramid, tensors: Sequence[Tensor | None]) -> Tensor:
+    """What PyTorch makes of float32 where pointwise convolutions may use TF32: both operands are rounded to it."""
+    levels, count = len(case.channels), len(case.dilations)
+    u = torch.cat([t for t in tensors[:levels] if t is not None], dim=1)
+    scale, shift, out_scale, out_shift = tensors[levels + 2 * count :]
+    outputs = []
+    for d, dilation in enumerate(case.dilations):
+        z = F.conv2d(u, tensors[levels + d], padding=dilation, dilation=dilation, groups=u.shape[1])
+        terms = [None if t is None else t[..., d, :, None, None] for t in (scale, shift, out_scale, out_shift)]
+        h = z if terms[0] is None else terms[0] * z + terms[1]
+        q = F.conv2d(to_tf32(h.contiguous()), to_tf32(tensors[levels + count + d]))
+        outputs.append(q if terms[2] is None else terms[2] * q + terms[3])
+    out = torch.cat(outputs, dim=1)
+    return out.relu() if case.relu else out
 
 
 def changed(tensors: Sequence[Tensor | None], change: Any) -> list[Tensor | None]:
@@ -118,20 +156,34 @@ def check_forward(case: Pyramid) -> Tensor:
     alike = changed(tensors, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype))
     assert out.stride() == by_torch(case, alike, case.relu).stride()
     magnitude = by_torch(case, changed(tensors, lambda t: t.double().abs()), False)
-    assert_bounded(out, truth, magnitude, steps=16 + sum(case.channels), operand=True)
+    assert_bounded(out, truth, magnitude, steps=steps_of(case), operands=operands_of(case))
     if case.dtype != torch.float64:
         assert_no_worse_than(out, exact(truth), [error_of_torch(case, seed) for seed in range(8)])
     return out
 
 
-def assert_bounded(actual: Tensor, truth: Tensor, magnitude: Tensor, steps: int, operand: bool) -> None:
-    """Asserts that an entry is off by ``steps`` roundings of the sums' type, its own and, if so, the operand's h."""
-    dtype = actual.dtype
-    own = torch.finfo(dtype).eps / 2
-    bound = steps * torch.finfo(sum_dtype(dtype)).eps / 2 * magnitude + own * truth.abs()
-    if operand and dtype != sum_dtype(dtype):
-        bound = bound + own * magnitude
-    assert_near(actual, truth, bound)
+def steps_of(case: Pyramid) -> int:
+    """Roundings of the sums' type, of half a unit in the last place each, that an output is the result of.
+
+    Tensor cores align products and the sum so far to the largest of them and drop what lies below: up to a unit, that
+    is two roundings, of each, for every 16 bytes' worth of products or fewer.
+    """
+    channels = sum(case.channels)
+    return 16 + (2 * (channels + ceil(channels / 4) + len(case.channels)) if case.tensor_cores else channels)
+
+
+def operands_of(case: Pyramid) -> float:
+    """The relative error of a product's operands: h is rounded to the dtype; of TF32 are both."""
+    if case.dtype == torch.float32:
+        return 2 * 2**-11 + 2**-22 if case.tensor_cores else 0.0
+    return torch.finfo(case.dtype).eps / 2 if case.dtype != torch.float64 else 0.0
+
+
+def assert_bounded(actual: Tensor, truth: Tensor, magnitude: Tensor, steps: int, operands: float) -> None:
+    """Asserts that an entry is off by ``steps`` roundings of the sums' type, its operands' and its own."""
+    own = torch.finfo(actual.dtype).eps / 2
+    sums = steps * torch.finfo(sum_dtype(actual.dtype)).eps / 2
+    assert_near(actual, truth, (sums + operands) * magnitude + own * truth.abs())
 
 
 def assert_near(actual: Tensor, truth: Tensor, bound: Tensor) -> None:
@@ -148,7 +200,8 @@ def exact(truth: Tensor) -> np.ndarray:
 def error_of_torch(case: Pyramid, seed: int) -> float:
     tensors = tensors_of(case.arguments(seed))
     truth = by_torch(case, changed(tensors, Tensor.double), case.relu)
-    return max_error(by_torch(case, tensors, case.relu), exact(truth))
+    tf32 = case.tensor_cores and case.dtype == torch.float32
+    return max_error(by_tf32(case, tensors) if tf32 else by_torch(case, tensors, case.relu), exact(truth))
 
 
 def gradients_by_torch(case: Pyramid, tensors: Sequence[Tensor | None], gradient: Tensor) -> list[Tensor]:
@@ -164,7 +217,7 @@ def gradients_by_kernels(case: Pyramid, arguments: dict[str, Any], gradient: Ten
     levels, count = len(case.channels), len(case.dilations)
     lists = tensors[:levels], tensors[levels : levels + count], tensors[levels + count : levels + 2 * count]
     out = torch.ops.jpu_cuda.separable_pyramid(
-        *map(list, lists), list(case.dilations), *tensors[levels + 2 * count :], case.relu
+        *map(list, lists), list(case.dilations), *tensors[levels + 2 * count :], case.relu, *case.options
     )
     return out, list(torch.autograd.grad(out, [t for t in tensors if t is not None], gradient))
 
@@ -220,6 +273,19 @@ CASES = {
     "uneven chunks": Pyramid(1, (9, 9, 9), 5, (4, 5), (1,), terms="none"),
     "vectors that are not aligned": Pyramid(1, (8, 16), 8, (3, 8), (1,), layout="channels of more"),
     "sliced": Pyramid(1, (8,), 9, (4, 9), (1,), layout="sliced", terms="images"),
+}
+
+# What only the tensor cores' policies know: more chunks than twice their pipelines' stages, of every dtype; blocks of
+# outputs, the last not full; every shape of tile.
+MATRIX_CASES = {
+    "many chunks": Pyramid(1, (160, 136), 24, (5, 9), (2,), layout="channels_last"),
+    "many chunks of odd channels": Pyramid(2, (133, 39, 130), 9, (5, 6), (1,), terms="images"),
+    "two blocks of outputs": Pyramid(1, (16,), 264, (8, 9), (1, 2), layout="channels_last", relu=False),
+    "odd outputs of two blocks": Pyramid(1, (10,), 259, (7, 8), (1,)),
+    "large classes": Pyramid(1, (24,), 16, (33, 34), (1, 2), layout="channels_last"),
+    "wide": Pyramid(1, (8,), 8, (4, 66), (1, 2), layout="channels_last"),
+    "tall": Pyramid(1, (8,), 8, (66, 4), (1, 2), layout="channels_last"),
+    "small classes": Pyramid(2, (8, 8), 8, (32, 32), (8, 4, 16), layout="channels_last", terms="images"),
 }
 
 _SIDES = (1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33)

@@ -110,7 +110,7 @@ def test_a_fault_is_caught_and_named_in_every_schedule(scheduled: ModuleType, na
 
 
 def test_every_kernel_of_the_library_is_tested(library: ModuleType) -> None:
-    here = "".join((ROOT / "tests" / f"test_host_{what}.py").read_text() for what in ("faults", "runtime"))
+    here = "".join((ROOT / "tests" / f"test_host_{what}.py").read_text() for what in ("faults", "runtime", "matrix"))
     assert [name for name in library.names() if f'"{name}"' not in here] == []
 
 

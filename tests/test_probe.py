@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from probe import compare, inputs, small_cases
+from probe import compare, inputs, matrices, small_cases
 from probe.compare import Dump, Outputs, ProbeError
 from probe.inputs import Case
 from probe.wrappers import uncovered, wrappers
@@ -82,9 +83,13 @@ def test_the_headers_are_read_right() -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("JPU_DEVICE int lane_index() {\n#if JPU_CUDA\n  return 1;\n#endif\n}\n", "lane_index"),
+        ("JPU_DEVICE int cluster_index() {\n#if JPU_CUDA\n  return 1;\n#endif\n}\n", "cluster_index"),
         ("JPU_DEVICE float widen(float8 x) { return x.value(); }\n", "widen<float8>"),
         ("template <>\nJPU_DEVICE float8 narrow<float8>(float x) {\n  return {};\n}\n", "narrow<float8>"),
+        (
+            'template <class T>\nJPU_DEVICE T f(T x) {\n  static_assert(!std::is_same_v<T, double>, "");\n}\n',
+            "f<float16>",
+        ),
         ("template <class T>\nJPU_HOST_DEVICE T shuffle(T value, int lane) {\n  return value;\n}\n", "shuffle<double>"),
         ("inline void prefetch(const void* p) {\n#if JPU_CUDA\n  (void)p;\n#endif\n}\n", "prefetch"),
         ("struct Mbarrier {\n  JPU_DEVICE void arrive() {\n    ++count;\n  }\n};\n", "arrive"),
@@ -93,6 +98,11 @@ def test_the_headers_are_read_right() -> None:
 )
 def test_a_wrapper_without_a_probe_is_missed(text: str, name: str) -> None:
     assert name in uncovered([*HEADERS, text], NAMES)
+
+
+def test_dtypes_that_a_wrapper_refuses_need_no_probe() -> None:
+    assert "multiply_matrices<float>" in wrappers(HEADERS)
+    assert "multiply_matrices<double>" not in wrappers(HEADERS)
 
 
 def test_functions_that_reach_no_hardware_need_no_probe() -> None:
@@ -166,6 +176,74 @@ def test_a_nan_equals_no_number() -> None:
     nan, infinity = (inputs.as_bytes(np.array([bits], np.uint16)) for bits in (0x7FFF, 0x7F80))
     case = Case("x", nan, lambda: nan, "bfloat16")
     assert len(compare.compare({"x": case}, {"x": nan}, {"x": infinity})[0]) == 1
+
+
+def test_results_within_their_bounds_are_equal_and_others_are_not() -> None:
+    expected = np.array([[1, 0.0, np.inf, np.nan], [1, 0, np.inf, np.nan]], np.float32)
+    got = np.array([[1.5, -0.0, np.inf, np.nan], [1.75, 0, np.inf, np.nan]], np.float32)
+    pair = [{"x": inputs.as_bytes(floats)} for floats in (expected, got)]
+    case = Case("x", pair[0]["x"], lambda: pair[0]["x"], "float", lambda: np.full((2, 4), 0.5))
+    (difference,) = compare.compare({"x": case}, *pair)[0]
+    assert (difference.count, difference.first) == (1, 1)
+    for wrong in (np.inf, np.nan, -np.inf):
+        pair[1]["x"] = inputs.as_bytes(np.array([[1, 0, wrong, wrong], expected[1]], np.float32))
+        assert [d.first for d in compare.compare({"x": case}, *pair)[0]] == [0]
+
+
+# --- matrices ------------------------------------------------------------------------------------------
+
+
+@needs_host
+@pytest.mark.parametrize("dtype", matrices.DEPTHS)
+def test_the_host_body_truncates_exact_sums(dtype: str, cases: dict[str, Case], on_host: Outputs) -> None:
+    """Bit for bit, where float64 has the sum; so it is no loose bound alone that holds it."""
+    at, name = matrices.layout(dtype), f"multiply_matrices<{dtype}>"
+    sums, begin, seen = matrices.unpack(at, on_host[name]), 0, 0
+    for part in matrices.operands(compare.SEED, dtype):
+        own = sums[begin : begin + len(part.a)]
+        begin += len(part.a)
+        summed = matrices.terms(matrices.values(part.a, dtype), matrices.values(part.b, dtype), part.before)
+        for index in list(np.ndindex(own.shape))[::5]:
+            if not np.isfinite(summed[index]).all():
+                continue
+            exact = sum(map(Fraction, summed[index].tolist()))
+            if Fraction(float(exact)) == exact:
+                assert own[index] == matrices.truncate(np.float64(exact)), (index, part.exact)
+                seen += 1
+    assert begin == len(sums)
+    assert seen > 0.4 * sums.size / 5
+
+
+@pytest.mark.parametrize("dtype", matrices.DEPTHS)
+def test_the_bounds_of_products_would_show_a_wrong_one(dtype: str, cases: dict[str, Case]) -> None:
+    """A rounded input, a term that is left out, sums that are kept in the inputs' precision."""
+    for part in matrices.operands(compare.SEED, dtype)[1:3]:
+        summed = matrices.terms(matrices.values(part.a, dtype), matrices.values(part.b, dtype), part.before)
+        most = np.abs(summed).max(-1)
+        assert (matrices.bound(summed) < 2.0**-12 * most).all()
+    (exact, *_, infinite) = matrices.operands(compare.SEED, dtype)
+    assert exact.exact
+    assert np.abs(matrices.values(exact.a, dtype)).max() ** 2 * matrices.DEPTHS[dtype] + 1000 < 2.0**23
+    assert np.isnan(infinite.before).any()
+    bounds = cases[f"multiply_matrices<{dtype}>"].bounds
+    assert bounds is not None
+    assert (bounds() == 0).any()
+    assert (bounds() >= 0).all()
+
+
+def test_ties_of_tf32_and_their_neighbours_are_among_the_data(cases: dict[str, Case]) -> None:
+    for kind in ("float", "uint32_t"):
+        case = cases[f"round_tf32<{kind}>"]
+        bits, rounded = case.input.view(np.uint32)[:, 0], case.truth().view(np.uint32)[:, 0]
+        finite = bits & 0x7F800000 != 0x7F800000
+        subnormal = bits & 0x7F800000 == 0
+        for low, up in ((0x1000, True), (0xFFF, False), (0x1001, True)):
+            for which in (finite & ~subnormal, subnormal):
+                found = which & (bits & 0x1FFF == low)
+                assert found.any()
+                assert (((rounded & 0x7FFFFFFF) > (bits & 0x7FFFFFFF)) == up)[found].all()
+        assert (rounded[finite] & 0x1FFF == 0).all()
+        assert np.isinf(rounded.view(np.float32)[finite]).any()
 
 
 def test_a_missing_case_is_refused() -> None:

@@ -83,13 +83,19 @@ def test_the_kernels_serve_the_module_and_its_gradients(name: str, training: boo
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_modules_are_served(dtype: torch.dtype) -> None:
-    jpu = randomise(JPU(CHANNELS, width=8)).to(dtype).eval()
+@pytest.mark.parametrize(
+    ("policy", "kernels"),
+    [("fma", ["forward"]), ("mma", ["mma"]), ("two-pass", ["normalise", "product"])],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_half_precision_modules_are_served(policy: str, kernels: list[str], dtype: torch.dtype) -> None:
+    jpu = randomise(JPU(CHANNELS, width=40)).to(dtype).eval()
     levels = pyramid(dtype=dtype)
-    truth = randomise(JPU(CHANNELS, width=8)).to(dtype).double().eval()(*(x.double() for x in levels))[-1]
+    truth = copy.deepcopy(jpu).double()(*(x.double() for x in levels))[-1]
     reference = jpu(*levels)[-1]
-    with use_backend("host"):
+    with use_backend("host", arch=80, policy=policy), host.record() as launches:
         served = jpu(*levels)[-1]
+    assert [launch.kernel for launch in launches][-len(kernels) :] == [f"separable_pyramid {k}" for k in kernels]
     error, allowed = ((x.double() - truth).abs().max() for x in (served, reference))
     assert served.dtype == dtype
     assert error <= 1.25 * allowed + torch.finfo(dtype).eps / 2 * truth.abs().max()
@@ -128,7 +134,16 @@ def test_explain_names_the_backend_and_what_it_serves() -> None:
         )
     assert (training.backend, training.policy) == (fixed.backend, fixed.policy) == ("host", "fma")
     assert "upsample_concat; PyTorch serves the stages and the branches (dilation1.0.bn takes batch" in training.reason
-    assert "all branches in one launch; PyTorch serves the stages" in fixed.reason
+    assert "all branches in one launch (plain multiply-adds were asked for); PyTorch serves" in fixed.reason
+    wide = JPU(CHANNELS, width=64).eval()
+    for policy, served in (
+        ("auto", "one launch (one launch of tensor cores"),
+        ("two-pass", "two launches at a time ("),
+    ):
+        with use_backend("host", arch=80, policy=policy):
+            answer = explain(wide, *pyramid(dtype=torch.float32))
+        assert answer.policy == ("mma" if policy == "auto" else policy)
+        assert f"then all branches in {served}" in answer.reason
 
 
 class _Doubled(nn.Module):

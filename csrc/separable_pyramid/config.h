@@ -81,13 +81,24 @@ constexpr Tiling tiling(Shape shape, int dilation, int height, int width) {
           ceil_divide(ceil_divide(width, dilation), shape.width)};
 }
 
-// The one that wastes the fewest slots on pixels that the image does not have.
+// Pixels of the image that all tiles of a class fetch, halos included, are no more than 3 / 2 of the class's own.
+constexpr bool fetches_little(const Tiling& t, int dilation, int height, int width) {
+  const int64_t h = ceil_divide(height, dilation), w = ceil_divide(width, dilation);
+  return 2 * (h + 2 * (t.rows - 1)) * (w + 2 * (t.columns - 1)) <= 3 * h * w;
+}
+
+// The one that wastes the fewest slots on pixels that the image does not have; of those that fetch little, if any does.
 template <int Pixels>
 constexpr Tiling choose_tiling(int dilation, int height, int width) {
   Tiling best = tiling(Shapes<Pixels>::kList[0], dilation, height, width);
+  bool little = fetches_little(best, dilation, height, width);
   for (const Shape& shape : Shapes<Pixels>::kList) {
     const Tiling other = tiling(shape, dilation, height, width);
-    if (other.slots() < best.slots()) best = other;
+    const bool as_little = fetches_little(other, dilation, height, width);
+    if (as_little > little || (as_little == little && other.slots() < best.slots())) {
+      best = other;
+      little = as_little;
+    }
   }
   return best;
 }

@@ -4,6 +4,7 @@
 #include "device/launch.h"
 #include "device/memory.h"
 #include "device/thread.h"
+#include "entry.h"
 
 namespace jpu::faulty {
 namespace {
@@ -306,23 +307,6 @@ deep_stack(JPU_PARAMS Memory m) {
   store(m.output + thread_index(), before + descend(m.option, 0));
 }
 
-template <void (*Kernel)(Memory), int Threads = kThreads>
-void start(const char* name, const Memory& m) {
-  launch(name, Kernel, {m.rows, Threads}, m, nullptr, [&](auto declare) {
-    const auto matrix = [&](const char* what, const float* data, int64_t columns, int64_t stride, Access access) {
-      declare(Buffer{what, data, sizeof(float), {1, 1, m.rows, columns}, {1, 1, stride, 1}, access});
-    };
-    if (m.input) matrix("input", m.input, m.columns, m.input_stride, Access::kRead);
-    matrix("output", m.output, m.output_columns, m.output_stride, Access::kWrite);
-    if (m.scratch) matrix("scratch", m.scratch, m.columns, m.scratch_stride, Access::kScratch);
-  });
-}
-
-struct Entry {
-  const char* name;
-  void (*start)(const char* name, const Memory&);
-};
-
 constexpr Entry kEntries[] = {
     {"reverse", &start<&reverse<Fault::kNone>>},
     {"exchange", &start<&exchange<Fault::kNone>>},
@@ -390,13 +374,17 @@ constexpr Entry kEntries[] = {
 
 std::vector<std::string> names() {
   std::vector<std::string> result;
-  for (const Entry& entry : kEntries) result.push_back(entry.name);
+  for (const auto entries : {std::span<const Entry>(kEntries), matrix_kernels()}) {
+    for (const Entry& entry : entries) result.push_back(entry.name);
+  }
   return result;
 }
 
 void run(const std::string& name, const Memory& memory) {
-  for (const Entry& entry : kEntries) {
-    if (name == entry.name) return entry.start(entry.name, memory);
+  for (const auto entries : {std::span<const Entry>(kEntries), matrix_kernels()}) {
+    for (const Entry& entry : entries) {
+      if (name == entry.name) return entry.start(entry.name, memory);
+    }
   }
   throw std::runtime_error("expected one of names(), got " + name);
 }

@@ -1,4 +1,4 @@
-// The kernels of faulty.cu, and the runtime's conversions, for Python.
+// The kernels of faulty.cu and matrix.cu, and the runtime's conversions, for Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

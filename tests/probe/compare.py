@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -173,9 +174,9 @@ def build_gpu(arch: str) -> Path:
     # As the kernels are compiled: a flag that changes arithmetic must change it here too.
     flags = [flag for flag in setup["FLAGS"] if not flag.startswith(("-D", "-Xcompiler"))]
     flags += setup["gencode"]([arch])
-    sources = [HERE / "probe.cu", HERE / "main.cpp"]
+    sources = [HERE / "probe.cu", HERE / "matrix.cu", HERE / "main.cpp"]
     key = hashlib.sha256(" ".join(flags).encode())
-    for path in [*sources, HERE / "probe.h", *sorted((ROOT / "csrc" / "device").glob("*.h"))]:
+    for path in [*sources, HERE / "probe.h", HERE / "each.h", *sorted((ROOT / "csrc" / "device").glob("*.h"))]:
         key.update(path.read_bytes())
     program = OUT / f"gpu-{key.hexdigest()[:16]}"
     if program.exists():
@@ -216,6 +217,13 @@ def truths(cases: dict[str, Case]) -> Outputs:
 def unequal(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, int]:
     """Which items differ, and how many are NaN in both with other bits, which count as equal."""
     differs = (expected != got).any(axis=1)
+    if case.bounds is not None:
+        a, b = (inputs.floats_of(data, case.floats).astype(np.float64) for data in (expected, got))
+        both = np.isnan(a) & np.isnan(b)
+        with np.errstate(invalid="ignore"):  # infinities
+            near = (a == b) | (np.abs(a - b) <= case.bounds()) | both
+        other_bits = (expected != got).reshape(*a.shape, -1).any(axis=2)
+        return ~near.all(axis=1), int((both & other_bits).sum())
     if not case.floats:
         return differs, 0
     both = np.isnan(inputs.floats_of(expected, case.floats)[:, 0])
@@ -224,7 +232,7 @@ def unequal(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarr
 
 
 def compare(cases: dict[str, Case], expected: Outputs, got: Outputs) -> tuple[list[Difference], dict[str, int]]:
-    """Holds results against others, bit for bit; any NaN equals any NaN where a wrapper computes.
+    """Holds results against others, bit for bit, or within a case's bounds; any NaN equals any NaN where one computes.
 
     Returns:
         What differs, and by case how many NaNs have other bits.
@@ -301,7 +309,8 @@ def _gpu(options: argparse.Namespace) -> int:
     wrong, _ = compare(cases, truths(cases), on_gpu)
     for difference in wrong:
         print(f"{target} against the truth: {difference}")
-    _, on_host = run(build_host(), cases, OUT / "cpu")
+    with TemporaryDirectory() as folder:
+        _, on_host = run(build_host(), cases, Path(folder))
     differences, nans = compare(cases, on_host, on_gpu)
     print(f"{target} against host execution:\n{report(differences, nans, len(cases))}")
     return 1 if differences or wrong else 0
@@ -311,7 +320,8 @@ def _host(options: argparse.Namespace) -> int:
     program, failed = build_host(), False
     for path in options.dumps:
         dump = read_dump(path)
-        differences, nans = check_dump(dump, program, OUT / "cpu")
+        with TemporaryDirectory() as folder:  # another process may be doing the same
+            differences, nans = check_dump(dump, program, Path(folder))
         print(f"host execution against {path}, of {dump.about['target']}:")
         print(report(differences, nans, len(dump.outputs)))
         failed |= bool(differences)

@@ -35,16 +35,18 @@ class Case:
     """One wrapper's data.
 
     Attributes:
-        name: of the case in probe.cu.
+        name: of the case in probe.cu or matrix.cu.
         input: [items, bytes of an item].
         truth: [items, bytes of an item], computed when it is asked for.
         floats: the dtype of the results if they are computed, so that NaNs may differ in their bits; "" if moved.
+        bounds: how far each of an item's floats may be off, [items, floats]; not at all if None.
     """
 
     name: str
     input: np.ndarray = field(repr=False)
     truth: Callable[[], np.ndarray] = field(repr=False)
     floats: str = ""
+    bounds: Callable[[], np.ndarray] | None = field(default=None, repr=False)
 
 
 class Source:
@@ -62,6 +64,8 @@ class Source:
 
 def make(seed: int) -> dict[str, Case]:
     """All cases by name; they run in this order."""
+    from . import matrices  # which needs this file
+
     cases = [
         *_indices(seed),
         *(case for name in ("load", "store") for case in _moves(seed, name, vector=False)),
@@ -72,6 +76,7 @@ def make(seed: int) -> dict[str, Case]:
         *(_square_root(seed, dtype) for dtype in ("double", "float")),
         *(_copy(seed, size) for size in (4, 8, 16)),
         *_pipelines(seed),
+        *matrices.make(seed),
     ]
     return {case.name: case for case in cases}
 
@@ -107,14 +112,18 @@ def _indices(seed: int) -> list[Case]:
         return Source(seed, name).words(np.uint32, blocks * THREADS)
 
     launched, indices, barrier, shared = words("launch", 20), words("index", 300), words("barrier", 20), words("s", 6)
+    large = words("large", 3)
     number = np.arange(len(indices))
     table = np.arange(256, dtype=np.uint32) * np.uint32(2654435761)
     return [
         Case("launch", as_bytes(launched), lambda: as_bytes(launched ^ np.resize(table, len(launched)))),
         Case("thread_index", as_bytes(indices), lambda: as_bytes((number % THREADS).astype(np.int32))),
+        Case("warp_index", as_bytes(indices), lambda: as_bytes((number % THREADS // WARP).astype(np.int32))),
+        Case("lane_index", as_bytes(indices), lambda: as_bytes((number % WARP).astype(np.int32))),
         Case("block_index", as_bytes(indices), lambda: as_bytes((number // THREADS).astype(np.uint32))),
         Case("block_barrier", as_bytes(barrier), lambda: as_bytes(_after_barriers(barrier.reshape(-1, THREADS)))),
-        Case("shared_memory", as_bytes(shared), lambda: _shared_sums(shared)),
+        Case("shared_memory<48KiB>", as_bytes(shared), lambda: _shared_sums(shared, 48 * 1024)),
+        Case("shared_memory<99KiB>", as_bytes(large), lambda: _shared_sums(large, 99 * 1024)),
     ]
 
 
@@ -131,8 +140,8 @@ def _after_barriers(values: np.ndarray) -> np.ndarray:  # [blocks, THREADS]
     return values.reshape(-1)
 
 
-def _shared_sums(values: np.ndarray) -> np.ndarray:
-    words = 48 * 1024 // 4
+def _shared_sums(values: np.ndarray, size: int) -> np.ndarray:
+    words = size // 4
     number = np.arange(1, words + 1, dtype=np.uint32).reshape(-1, THREADS)
     other = values.reshape(-1, THREADS)[:, ::-1]
     sums = (other * number[:, ::-1].sum(0, dtype=np.uint32)).reshape(-1)
@@ -340,7 +349,7 @@ def _copy(seed: int, size: int) -> Case:
 def _pipelines(seed: int) -> Sequence[Case]:
     cases = []
     for name in ("commit_copies", "wait_copies<0>", "wait_copies<1>", "wait_copies<2>"):
-        tiles = Source(seed, name).words(np.uint32, THREADS * 20, TILES, 4)
+        tiles = Source(seed, name).words(np.uint32, THREADS * 12, TILES, 4)
 
         def truth(tiles: np.ndarray = tiles, own: bool = name == "commit_copies") -> np.ndarray:
             result = np.zeros(tiles.shape[:2], np.uint32)

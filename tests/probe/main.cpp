@@ -40,7 +40,7 @@ void write(std::ostream& file, const void* from, size_t bytes) {
   file.write(static_cast<const char*>(from), static_cast<std::streamsize>(bytes));
 }
 
-const Case& find(const std::string& name) {
+Case find(const std::string& name) {
   for (const Case& known : jpu::probe::cases()) {
     if (name == known.name) return known;
   }
@@ -78,7 +78,7 @@ void run_file(const char* input_path, const char* output_path) {
     header.name[sizeof header.name - 1] = 0;
     std::vector<char> data(header.bytes);
     read(input, data.data(), data.size());
-    const Case& known = find(header.name);
+    const Case known = find(header.name);
     try {
       const std::vector<char> made = run(known, header, data);
       header.bytes = made.size();

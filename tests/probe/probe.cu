@@ -10,45 +10,12 @@
 #include "device/memory.h"
 #include "device/numeric.h"
 #include "device/thread.h"
+#include "each.h"
 
 namespace jpu::probe {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr uint32_t kFill = 0xa5a5a5a5u;  // what shared memory holds before copies arrive
-
-template <class F>
-struct Data {
-  const typename F::Input* input;  // [items]
-  typename F::Output* output;      // [items]
-};
-
-JPU_DEVICE int64_t item() { return int64_t{block_index()} * kThreads + thread_index(); }
-
-// F::apply(&input, &output): a thread works on an item, and may use the block's shared memory.
-template <class F>
-JPU_KERNEL(kThreads, 1) each(JPU_PARAMS Data<F> p) {
-  F::apply(p.input + item(), p.output + item());
-}
-
-template <class F, class Params>
-void start(const char* name, void (*kernel)(Params), const Params& params, const Data<F>& data, int64_t items) {
-  launch(name, kernel, {items / kThreads, kThreads}, params, nullptr, [&](auto declare) {
-    declare(Buffer{"input", data.input, sizeof(*data.input), {items, 1, 1, 1}, {1, 1, 1, 1}, Access::kRead});
-    declare(Buffer{"output", data.output, sizeof(*data.output), {items, 1, 1, 1}, {1, 1, 1, 1}, Access::kWrite});
-  });
-}
-
-template <class F>
-Data<F> data_of(const void* input, void* output) {
-  return {static_cast<const typename F::Input*>(input), static_cast<typename F::Output*>(output)};
-}
-
-template <class F>
-void run(const void* input, void* output, int64_t items) {
-  const Data<F> data = data_of<F>(input, output);
-  start("probe", &each<F>, data, data, items);
-}
 
 // --- thread.h ---------------------------------------------------------------------------------------
 
@@ -56,6 +23,18 @@ struct ThreadIndex {
   using Input = uint32_t;  // left alone
   using Output = int32_t;
   static JPU_DEVICE void apply(const Input*, Output* output) { *output = thread_index(); }
+};
+
+struct WarpIndex {
+  using Input = uint32_t;  // left alone
+  using Output = int32_t;
+  static JPU_DEVICE void apply(const Input*, Output* output) { *output = warp_index(); }
+};
+
+struct LaneIndex {
+  using Input = uint32_t;  // left alone
+  using Output = int32_t;
+  static JPU_DEVICE void apply(const Input*, Output* output) { *output = lane_index(); }
 };
 
 struct BlockIndex {
@@ -76,12 +55,12 @@ struct BlockBarrier {
     uint32_t value = *input;
     for (int round = 0; round < 8; ++round) {
       // A warp that is late: without the barrier the others would read what it has not written yet.
-      if (thread_index() / kWarp == round % (kThreads / kWarp)) {
+      if (thread_index() / kWarpSize == round % (kThreads / kWarpSize)) {
         for (int i = 0; i < 1000; ++i) value = value * 1664525u + 1013904223u;
       }
       shared.at[thread_index()] = value;
       block_barrier();
-      value ^= shared.at[(thread_index() + kWarp + round) % kThreads];
+      value ^= shared.at[(thread_index() + kWarpSize + round) % kThreads];
       block_barrier();
     }
     *output = value;
@@ -135,15 +114,16 @@ struct StoreVector {
   }
 };
 
+template <int Bytes>
 struct SharedMemory {
   using Input = uint32_t;
   struct Output {
     uint32_t sum, misalignment;
   };
   struct Shared {
-    uint32_t words[48 * 1024 / 4];  // all that there is without an opt-in
+    uint32_t words[Bytes / 4];
   };
-  static constexpr int kWords = 48 * 1024 / 4;
+  static constexpr int kWords = Bytes / 4;
 
   static JPU_DEVICE void apply(const Input* input, Output* output) {
     Shared& shared = shared_memory<Shared>();
@@ -252,7 +232,7 @@ struct WaitCopies {
 
   static JPU_DEVICE void apply(const Input* input, Output* output) {
     Shared& shared = shared_memory<Shared>();
-    const int own = thread_index(), other = (thread_index() + kWarp) % kThreads;
+    const int own = thread_index(), other = (thread_index() + kWarpSize) % kThreads;
     const auto fetch = [&](int tile) {
       if (tile < kTiles) copy_async<16>(&shared.slots[tile % (Pending + 1)][own], &input->tile[tile]);
       commit_copies();  // an empty group at the end, so that the count below stays right
@@ -322,12 +302,7 @@ JPU_KERNEL(kThreads, 1) launched(JPU_PARAMS LaunchParams p) {
 void run_launch(const void* input, void* output, int64_t items) {
   LaunchParams params{data_of<Launched>(input, output), {}};
   for (uint32_t i = 0; i < kTable; ++i) params.table[i] = i * 2654435761u;
-  start("probe", &launched, params, params.data, items);
-}
-
-template <class F>
-Case of(const char* name) {
-  return {name, sizeof(typename F::Input), sizeof(typename F::Output), &run<F>};
+  start(&launched, params, params.data, items);
 }
 
 #define JPU_FOR_DTYPES(wrapper, F)                                                                            \
@@ -338,6 +313,8 @@ Case of(const char* name) {
 const std::vector<Case> all = {
     {"launch", sizeof(Launched::Input), sizeof(Launched::Output), &run_launch},
     of<ThreadIndex>("thread_index"),
+    of<WarpIndex>("warp_index"),
+    of<LaneIndex>("lane_index"),
     of<BlockIndex>("block_index"),
     of<BlockBarrier>("block_barrier"),
     JPU_FOR_DTYPES("load", Load),
@@ -345,7 +322,8 @@ const std::vector<Case> all = {
     JPU_FOR_DTYPES("load_vector", LoadVector),
     JPU_FOR_DTYPES("read_vector", ReadVector),
     JPU_FOR_DTYPES("store_vector", StoreVector),
-    of<SharedMemory>("shared_memory"),
+    of<SharedMemory<48 * 1024>>("shared_memory<48KiB>"),  // all that there is without an opt-in
+    of<SharedMemory<99 * 1024>>("shared_memory<99KiB>"),  // and with it, on the GPUs that have least
     JPU_FOR_DTYPES("widen", Widen),
     JPU_FOR_DTYPES("narrow", Narrow),
     of<MultiplyAdd<double>>("multiply_add<double>"),
@@ -363,7 +341,11 @@ const std::vector<Case> all = {
 
 }  // namespace
 
-const std::vector<Case>& cases() { return all; }
+std::vector<Case> cases() {
+  std::vector<Case> result = all;
+  for (const Case& one : matrix_cases()) result.push_back(one);
+  return result;
+}
 
 // --- memory of the target ----------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ struct Case {
   void (*run)(const void* input, void* output, int64_t items);
 };
 
-const std::vector<Case>& cases();
+std::vector<Case> cases();
+std::vector<Case> matrix_cases();  // those of them that are in matrix.cu
 
 // Memory that kernels reach, at first full of bytes that no case makes throughout.
 class Memory {

@@ -18,7 +18,7 @@ _FUNCTION = re.compile(
 
 
 def wrappers(headers: Iterable[str]) -> set[str]:
-    """Names as in probe.cu of all that a kernel reaches the hardware through, from the headers' texts.
+    """Names as in probe.cu and matrix.cu of all that a kernel reaches the hardware through, from the headers' texts.
 
     Those are the functions marked JPU_DEVICE or JPU_HOST_DEVICE, and others whose body depends on JPU_CUDA.
     """
@@ -39,7 +39,8 @@ def _instances(match: re.Match[str], overloaded: bool) -> Iterable[str]:
     if match["template"] is None:
         return [f"{name}<{match['parameters'].split()[0]}>"] if overloaded else [name]
     if "<class T>" in match["template"]:
-        return [f"{name}<{dtype}>" for dtype in BITS]
+        refused = re.findall(r"static_assert\(!std::is_same_v<T, (\w+)>", match["body"])
+        return [f"{name}<{dtype}>" for dtype in BITS if dtype not in refused]
     # What a static_assert allows, such as the sizes of a copy.
     allowed = re.search(r"static_assert\((.*?),", match["body"])
     values = re.findall(r"== (\d+)", allowed[1]) if allowed else []

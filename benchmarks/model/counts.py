@@ -1,0 +1,159 @@
+"""What kernels are counted to do: host execution of smaller calls, scaled to the real one.
+
+Blocks of a kind cost the same to the last bit, whatever the values, so a count is a linear combination of two
+numbers of the call (:attr:`Kernel.features`): of blocks and of their steps over channels, say. Two calls that are small
+in channels, outputs and batch give both coefficients. The map keeps its real size, since tiles at its edges differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jpu_cuda import BackendUnavailableError, host, use_backend
+
+from ..environment import source_hash
+from .kernels import CALLS, Call, Counts, Kernel
+from .work import Work
+
+# What counts depend on beside the kernels' sources.
+_HERE = ("counts.py", "kernels.py", "work.py")
+
+
+class CountsUnavailableError(RuntimeError):
+    """Host execution cannot be built here."""
+
+
+def scale(features: Sequence[tuple[int, int]], counts: Sequence[Counts], target: tuple[int, int]) -> Counts:
+    """The counts of a call from those of two others.
+
+    Args:
+        features: of the two calls.
+        counts: of the two calls.
+        target: features of the call in question.
+
+    Raises:
+        ValueError: the features do not tell the calls apart, or the result is not whole, so that these are not the
+            numbers that the counts depend on.
+    """
+    (a, b), (c, d) = features
+    determinant = a * d - b * c
+    if determinant == 0:
+        raise ValueError(f"features: expected two that are no multiples of each other, got {(a, b)} and {(c, d)}")
+    x = Fraction(target[0] * d - target[1] * c, determinant)
+    y = Fraction(target[1] * a - target[0] * b, determinant)
+    found: Counts = {}
+    for name in counts[0]:
+        value = x * counts[0][name] + y * counts[1][name]
+        if value.denominator != 1:
+            raise ValueError(f"{name}: expected whole blocks, got {float(value)} for the features {target}")
+        found[name] = int(value)
+    return found
+
+
+def total(launches: Sequence[host.Launch], name: str) -> Counts:
+    """The sum over all launches of a kernel; counts by width of access are left out."""
+    mine = [launch for launch in launches if launch.kernel == name]
+    if not mine:
+        got = ", ".join(sorted({launch.kernel for launch in launches})) or "none"
+        raise ValueError(f"launches: expected {name!r}, got {got}")
+    found: Counts = {"blocks": sum(launch.blocks for launch in mine)}
+    for launch in mine:
+        for counter, value in launch.counters.items():
+            if isinstance(value, int):
+                found[counter] = found.get(counter, 0) + value
+    return found
+
+
+def execute(call: Call, work: Work) -> dict[str, Counts]:
+    """Runs a call on the CPU; counts by name of kernel.
+
+    Raises:
+        CountsUnavailableError: host execution cannot be built here.
+    """
+    with _backend(call), _tf32(), torch.no_grad(), host.record() as launches:
+        call.run(work)
+    return {name: total(launches, name) for name in {launch.kernel for launch in launches}}
+
+
+def _backend(call: Call) -> AbstractContextManager[object]:
+    try:
+        return use_backend("host", arch=call.arch, policy=call.policy)
+    except BackendUnavailableError as error:
+        raise CountsUnavailableError(str(error)) from error
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Lets tensor cores take float32; where a policy has none, it changes nothing."""
+    settings: Any = torch.backends.cudnn  # whose stubs lack it
+    before = settings.conv.fp32_precision
+    settings.conv.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.conv.fp32_precision = before
+
+
+class Counter:
+    """Counts calls, each sample once, and keeps what it counted in the cache of built libraries."""
+
+    def __init__(self, folder: Path | None = None, tick: Callable[[str], None] = lambda what: None) -> None:
+        """Prepares for counting.
+
+        Args:
+            folder: where counts are kept; beside the built libraries if None.
+            tick: is told of each sample, before it is executed or taken from the cache.
+        """
+        self._known: dict[tuple[str, Work], dict[str, Counts]] = {}
+        self._folder = host.cache_folder() / "counts" if folder is None else folder
+        self._tick = tick
+        digest = hashlib.sha256(source_hash().encode())
+        for name in _HERE:
+            digest.update((Path(__file__).parent / name).read_bytes())
+        self._version = digest.hexdigest()
+
+    def counts(self, kernel: Kernel, work: Work) -> Counts:
+        """Of a kernel in a call.
+
+        Raises:
+            CountsUnavailableError: as :func:`execute`.
+        """
+        samples = CALLS[kernel.call].samples(work)
+        parts = [self._sample(kernel.call, sample)[kernel.name] for sample in samples]
+        return scale([kernel.features(sample) for sample in samples], parts, kernel.features(work))
+
+    def _sample(self, call: str, work: Work) -> dict[str, Counts]:
+        if (call, work) not in self._known:
+            self._tick(f"{call}, {work.size} {work.dtype}")
+            key = hashlib.sha256(f"{self._version} {call} {json.dumps(asdict(work))}".encode()).hexdigest()[:24]
+            path = self._folder / f"{key}.json"
+            found = _read(path)
+            if found is None:
+                found = execute(CALLS[call], work)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(found))
+            self._known[call, work] = found
+        return self._known[call, work]
+
+
+def _read(path: Path) -> dict[str, Counts] | None:
+    """Counts that were kept; None if there are none, or writing them was broken off."""
+    try:
+        found: dict[str, Counts] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def count_samples(kernels: Sequence[Kernel], works: Sequence[Work]) -> int:
+    """How many different calls are executed for the counts of these, unless they are kept."""
+    return len({(k.call, sample) for k in kernels for w in works for sample in CALLS[k.call].samples(w)})

@@ -1,0 +1,277 @@
+"""The kernels that the sheet covers; one more is one more entry of CALLS and KERNELS.
+
+A call is something that host execution can run, with the two smaller versions of it that are run in its place. A
+kernel is one of the launches that a call makes; several launches of one name count as one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jpu_cuda import functional
+
+from .devices import KIB, Device
+from .work import Work
+
+Counts = dict[str, int]
+
+# Of config.h and matrix_config.h: slots of pixels and outputs of a block, bytes of a pixel's chunk of channels, chunks
+# of a block of the first of two passes, and what blocks may have of shared memory.
+TILE_PIXELS, FMA_OUTPUTS, MATRIX_OUTPUTS = 128, 64, 256
+CHUNK_BYTES, SPLIT_CHUNKS = 64, 8
+MMA_SHARED, TWO_PASS_SHARED = 87 * KIB, 96 * KIB
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is run.
+
+    Attributes:
+        run: makes the launches on CPU tensors, under a backend that was chosen before.
+        samples: two smaller versions, which between them show each kernel's ``features``.
+        policy: how matrix products are done.
+        arch: the compute capability of the device that host execution stands for; None for one without tensor cores.
+    """
+
+    run: Callable[[Work], object]
+    samples: Callable[[Work], tuple[Work, Work]]
+    policy: str = "auto"
+    arch: int | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel.
+
+    Attributes:
+        name: of its launches.
+        call: key of CALLS.
+        policy: the sum of time that it is part of, beside "any", which is part of all of them; None for none.
+        source: its instantiation, a path below csrc with ``{dtype}``.
+        symbol: what its symbol in the binary matches.
+        features: two numbers of a call that each count is a linear combination of: blocks and their steps, say.
+        multiply_adds: that the result needs most of: those of the product, where it has one, without padding.
+        moved: bytes that it must move, each once.
+        read_again: bytes that it reads again if the cache has so many bytes.
+        tensor: whether its matrix product is one of tensor cores.
+        main_multiply_adds: of all counted, those of the main loop; None if it has them all.
+        wide: whether its main loop accesses global memory 16 bytes at a time, where loops for other layouts do not.
+        threads: of a block.
+        dynamic_shared: bytes that a launch adds to the static ones, at most.
+        launches: how many there are.
+    """
+
+    name: str
+    call: str
+    policy: str | None
+    source: str
+    symbol: str
+    features: Callable[[Work], tuple[int, int]]
+    multiply_adds: Callable[[Work], int]
+    moved: Callable[[Work], int]
+    read_again: Callable[[Work, int], int] = lambda work, cache: 0
+    tensor: bool = False
+    main_multiply_adds: Callable[[Work, Counts], int] | None = None
+    wide: bool = False
+    threads: int = 256
+    dynamic_shared: int = 0
+    launches: Callable[[Work, Device, Counts], int] = lambda work, device, counts: 1
+
+    @property
+    def row(self) -> str:
+        """As the sheet calls it."""
+        return self.call if self.name == "upsample_concat forward" else self.name
+
+
+def _dtype(work: Work) -> torch.dtype:
+    found: torch.dtype = getattr(torch, work.dtype)
+    return found
+
+
+def _levels(work: Work, resized: bool) -> list[Tensor]:
+    """Ones, since neither the path nor the cost depends on values."""
+    sizes = [work.level_size(0 if resized else i) for i in range(work.levels)]
+    levels = [torch.ones(work.batch, work.channels, *size, dtype=_dtype(work)) for size in sizes]
+    return [level.contiguous(memory_format=torch.channels_last) for level in levels]
+
+
+def _fold(work: Work) -> object:
+    # The norms keep their size in samples: they cost next to nothing and are no multiple of the levels.
+    full = Work(1, 1, 1, work.dtype, dilations=work.dilations)
+    norms = [torch.ones(full.all_channels)] * work.branches + [torch.ones(full.outputs)] * work.branches
+    groups = (norms, norms, norms, norms)
+    return torch.ops.jpu_cuda.upsample_fold(_levels(work, resized=False), False, *groups, [1e-5] * len(norms))
+
+
+def _concat(work: Work) -> object:
+    # Half-pixel centres: the pattern of weights repeats from tile to tile.
+    return functional.upsample_concat(_levels(work, resized=False), align_corners=False)
+
+
+def _pyramid(work: Work) -> object:
+    terms = [torch.ones(work.branches, n) for n in (work.all_channels, work.outputs)]
+    return functional.separable_pyramid(
+        _levels(work, resized=True),
+        torch.ones(work.branches, work.all_channels, 3, 3, dtype=_dtype(work)),
+        torch.ones(work.branches, work.outputs, work.all_channels, dtype=_dtype(work)),
+        work.dilations,
+        scale=terms[0],
+        shift=terms[0],
+        out_scale=terms[1],
+        out_shift=terms[1],
+    )
+
+
+def _channels_of_upsample(work: Work) -> tuple[Work, Work]:
+    # 64 channels are whole tiles of channels in every dtype. One image.
+    small = replace(work, batch=1, channels=64)
+    return small, replace(small, channels=128)
+
+
+def _channels_of_pyramid(outputs: int) -> Callable[[Work], tuple[Work, Work]]:
+    # One image, one tile of outputs, and so few chunks of channels that the whole map takes seconds.
+    def samples(work: Work) -> tuple[Work, Work]:
+        small = replace(work, batch=1, levels=1, channels=32, outputs=outputs)
+        return small, replace(small, channels=64)
+
+    return samples
+
+
+CALLS = {
+    "upsample_fold": Call(_fold, _channels_of_upsample),
+    "upsample_concat": Call(_concat, _channels_of_upsample),
+    "fma": Call(_pyramid, _channels_of_pyramid(FMA_OUTPUTS), policy="fma"),
+    "mma": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="mma", arch=80),
+    "two-pass": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="two-pass", arch=80),
+}
+
+
+def _fold_moved(work: Work) -> int:
+    # The norms' weights, biases, means and variances are as many numbers again as two pairs of terms.
+    return work.level_bytes(1) + work.resized_bytes(work.levels - 1) + 3 * work.term_bytes()
+
+
+def _pyramid_moved(work: Work) -> int:
+    return work.resized_bytes() + work.weight_bytes() + work.term_bytes() + work.output_bytes()
+
+
+def _levels_again(work: Work, cache: int) -> int:
+    # Branches are the slowest index of the grid, so levels that the cache does not hold come once for each.
+    return (work.branches - 1) * work.resized_bytes() if work.resized_bytes() > cache else 0
+
+
+def _fma_product(work: Work, counts: Counts) -> int:
+    return counts["blocks"] * TILE_PIXELS * FMA_OUTPUTS * work.all_channels
+
+
+def _steps(work: Work) -> tuple[int, int]:
+    # The tiles of pixels are those of the real map: blocks for each tile of outputs, and their chunks of channels.
+    return work.batch * work.outputs, work.batch * work.outputs * work.all_channels
+
+
+def _chunks(work: Work) -> int:
+    return work.levels * -(-work.channels * work.element_bytes // CHUNK_BYTES)
+
+
+def _splits(work: Work) -> int:
+    return -(-_chunks(work) // SPLIT_CHUNKS)
+
+
+def rounds(work: Work, device: Device, tiles: int) -> int:
+    """How often the two passes run, one after the other: h of one round fits half of L2, in whole waves."""
+    shares = -(-work.outputs // MATRIX_OUTPUTS)
+    room = max(device.l2 // 2 // (_chunks(work) * TILE_PIXELS * CHUNK_BYTES), 1)
+    wave = max(device.sms // shares, 1)
+    return -(-tiles // (room if room < wave else room // wave * wave))
+
+
+def _normalise_launches(work: Work, device: Device, counts: Counts) -> int:
+    return rounds(work, device, counts["blocks"] // _splits(work))
+
+
+def _product_launches(work: Work, device: Device, counts: Counts) -> int:
+    return rounds(work, device, counts["blocks"] // -(-work.outputs // MATRIX_OUTPUTS))
+
+
+KERNELS = (
+    Kernel(
+        name="upsample_concat forward",
+        call="upsample_fold",
+        policy="any",
+        source="upsample_concat/forward_{dtype}.cu",
+        symbol="upsample_forward",
+        # The norms' blocks, and those of the levels.
+        features=lambda work: (1, work.batch * work.channels),
+        # Three mixes of two values each, one of which is a plain product.
+        multiply_adds=lambda work: 3 * work.pixels * (work.levels - 1) * work.channels,
+        moved=_fold_moved,
+        wide=True,
+    ),
+    Kernel(
+        name="upsample_concat forward",
+        call="upsample_concat",
+        policy=None,
+        source="upsample_concat/forward_{dtype}.cu",
+        symbol="upsample_forward",
+        features=lambda work: (1, work.batch * work.channels),
+        multiply_adds=lambda work: 3 * work.pixels * (work.levels - 1) * work.channels,
+        moved=lambda work: work.level_bytes() + work.resized_bytes(),
+        wide=True,
+    ),
+    Kernel(
+        name="separable_pyramid forward",
+        call="fma",
+        policy="fma",
+        source="separable_pyramid/forward_{dtype}.cu",
+        symbol="pyramid_forward",
+        features=_steps,
+        multiply_adds=lambda work: work.pointwise_multiply_adds(),
+        moved=_pyramid_moved,
+        read_again=_levels_again,
+        main_multiply_adds=_fma_product,
+    ),
+    Kernel(
+        name="separable_pyramid mma",
+        call="mma",
+        policy="mma",
+        source="separable_pyramid/matrix_{dtype}.cu",
+        symbol="pyramid_mma",
+        features=_steps,
+        multiply_adds=lambda work: work.pointwise_multiply_adds(),
+        moved=_pyramid_moved,
+        read_again=_levels_again,
+        tensor=True,
+        dynamic_shared=MMA_SHARED,
+    ),
+    Kernel(
+        name="separable_pyramid normalise",
+        call="two-pass",
+        policy="two-pass",
+        source="separable_pyramid/matrix_{dtype}.cu",
+        symbol="pyramid_normalise",
+        features=lambda work: (work.batch * _splits(work), work.batch * work.all_channels),
+        multiply_adds=lambda work: work.depthwise_multiply_adds(),
+        # h is written to L2, where the second pass finds it.
+        moved=lambda work: work.resized_bytes() + work.depthwise_bytes() + work.term_bytes(),
+        read_again=_levels_again,
+        threads=128,
+        launches=_normalise_launches,
+    ),
+    Kernel(
+        name="separable_pyramid product",
+        call="two-pass",
+        policy="two-pass",
+        source="separable_pyramid/matrix_{dtype}.cu",
+        symbol="pyramid_product",
+        features=_steps,
+        multiply_adds=lambda work: work.pointwise_multiply_adds(),
+        moved=lambda work: work.weight_bytes() - work.depthwise_bytes() + work.output_bytes(),
+        tensor=True,
+        dynamic_shared=TWO_PASS_SHARED,
+        launches=_product_launches,
+    ),
+)
