@@ -337,7 +337,7 @@ def policy_of(
         ((torch.float32, [512] * 3, 512, True), "mma: one launch"),
         ((torch.float32, [512] * 3, 512, False), "fma: float32 keeps its precision .* does not allow TF32"),
         ((torch.float64, [512] * 3, 512), "fma: float64 keeps its precision"),
-        ((torch.bfloat16, [512] * 3, 512, True, 0), "fma: plain multiply-adds were asked for"),
+        ((torch.bfloat16, [512] * 3, 512, True, 0), "fma: a device without tensor cores was asked for"),
         ((torch.bfloat16, [512] * 3, 512, True, 75), "fma: expected compute capability 8.0 or newer .* got 7.5"),
         ((torch.bfloat16, [512] * 3, 768), "mma: one launch"),
         ((torch.bfloat16, [512] * 3, 769), "two-pass: 769 outputs are 4 blocks' work"),

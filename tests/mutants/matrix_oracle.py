@@ -295,7 +295,7 @@ def matrices_are_chosen() -> None:
         ((FULL, [512] * 3, 512, False, 80, "auto"), "fma: float32 keeps its precision in plain"),
         ((torch.float64, [512] * 3, 512, True, 80, "auto"), "fma: float64 keeps its precision"),
         ((torch.float64, [512] * 3, 512, True, 80, "mma"), "fma: float64 keeps its precision"),
-        ((BRAIN, [512] * 3, 512, True, 0, "auto"), "fma: plain multiply-adds were asked for"),
+        ((BRAIN, [512] * 3, 512, True, 0, "auto"), "fma: a device without tensor cores was asked for"),
         ((BRAIN, [512] * 3, 512, True, 75, "auto"), f"fma: {older}, got 7.5"),
         ((BRAIN, [512] * 3, 768, True, 80, "auto"), "mma: one launch"),
         ((BRAIN, [512] * 3, 769, True, 80, "auto"), "two-pass: 769 outputs are 4 blocks' work"),

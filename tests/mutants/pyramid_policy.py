@@ -251,7 +251,7 @@ _DECISIONS = [
     _without(
         "reason-of-no-device",
         _POLICY,
-        '  if (device.arch == 0) return "plain multiply-adds were asked for";\n',
+        '  if (device.arch == 0) return "a device without tensor cores was asked for";\n',
         "The reason is a compute capability 0.0.",
     ),
     _changed(
