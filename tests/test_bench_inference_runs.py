@@ -93,6 +93,24 @@ def test_on_a_gpu_no_compiler_is_begun_in_the_last_minute(tmp_path, clock, monke
     assert [reason for _, reason in outcome.skipped] == ["the budget of 89 s is spent"]
 
 
+def test_the_longest_job_so_far_is_what_another_may_take(tmp_path, clock, monkeypatch):
+    seconds = iter([5.0, 1.0, 1.0, 1.0])
+
+    def measured(session, workload, name, provider, tick):
+        clock.now += next(seconds)
+        return list(ceilings.timing_rows([1.0], 1.0, "throughput", workload.as_dict(), name, session._where))
+
+    monkeypatch.setattr(inference._Session, "_verify_and_time", measured)
+    outcome, _ = run(tmp_path, names=["reference", "folded"], budget=11.5)
+    assert len(timed(outcome.rows)) == 3  # 7 s have passed, and another 5 would not fit
+
+
+def test_a_guess_holds_until_something_was_measured(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(inference, "_FIRST_ON_CPU", 90.0)
+    outcome, _ = run(tmp_path, names=["compiled", "compiled-frozen"], budget=95.0)
+    assert len(timed(outcome.rows)) == 2  # of 30 s each
+
+
 def test_a_workload_that_cannot_be_prepared_is_tried_once(tmp_path, monkeypatch):
     tried = []
 

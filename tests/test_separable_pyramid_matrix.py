@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
+from policies import policies
 from pyramids import (
     CASES,
     MATRIX_CASES,
@@ -16,6 +17,7 @@ from pyramids import (
     check_backward,
     check_forward,
     pyramids,
+    to_tf32,
 )
 from strategies import needs_host
 from torch import Tensor
@@ -87,10 +89,20 @@ def test_the_operand_is_that_of_plain_multiply_adds(dtype: torch.dtype) -> None:
     arguments["pointwise"] = [torch.eye(32, dtype=dtype)[..., None, None] for _ in case.dilations]
     arguments["terms"][2:] = [None, None]
     plain = by_kernels(case, arguments)
-    if dtype == torch.float32:  # to nearest, ties away from zero
-        plain = ((plain.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    if dtype == torch.float32:
+        plain = to_tf32(plain)
     for policy in ("mma", "two-pass"):
         assert torch.equal(by_kernels(replace(case, policy=policy), arguments), plain)
+
+
+@POLICIES
+def test_weights_of_float32_are_rounded_to_nearest(policy: str) -> None:
+    weight = torch.randn(300, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    image, taps = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 3, 3)
+    taps[..., 1, 1] = 1
+    options = (*[None] * 4, False, True, 80, policy, 0)
+    out = torch.ops.jpu_cuda.separable_pyramid([image], [taps], [weight], [1], *options)
+    assert torch.equal(out, to_tf32(weight).view(1, 300, 1, 1))
 
 
 @POLICIES
@@ -110,6 +122,48 @@ def test_nan_and_infinity_stay_where_they_belong(policy: str, value: float) -> N
     spoilt[2:7:2, 2:7:2] = True
     assert not out[~spoilt].any()
     assert torch.equal(out.isnan(), spoilt) if value != value else not out[spoilt].isfinite().any() or (out >= 0).all()
+
+
+@POLICIES
+@pytest.mark.parametrize(("channels", "layout"), [(8, "channels_last"), (3, "contiguous")])
+def test_infinite_weights_concern_their_own_output_alone(channels: int, layout: str, policy: str) -> None:
+    """What fills a chunk up is 0, and not the first weights or the next."""
+    case = Pyramid(1, (channels,), 8, (2, 3), (1,), torch.bfloat16, layout, terms="none", policy=policy)
+    arguments = case.arguments()
+    expected = by_kernels(case, arguments)[:, 1:]
+    arguments["pointwise"][0][0] = torch.inf
+    assert torch.equal(by_kernels(case, arguments)[:, 1:], expected)
+
+
+@POLICIES
+@pytest.mark.parametrize(
+    ("name", "i"), [("depthwise", 1), ("pointwise", 0), ("terms", 0), ("terms", 1), ("terms", 2), ("terms", 3)]
+)
+def test_weights_and_terms_may_begin_anywhere(name: str, i: int, policy: str) -> None:
+    case = Pyramid(1, (8, 16), 8, (2, 3), (1, 2), torch.bfloat16, "channels_last", policy=policy)
+    arguments = case.arguments()
+    expected = by_kernels(case, arguments)
+    tensor = arguments[name][i]
+    arguments[name][i] = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
+    assert arguments[name][i].data_ptr() % 16 != 0
+    assert torch.equal(by_kernels(case, arguments), expected)
+
+
+@POLICIES
+@pytest.mark.parametrize(("rows", "step"), [(2, 2**31 + 64), (17, 2**27)], ids=["each", "the last of a tile"])
+def test_rows_may_be_farther_apart_than_32_bits_hold(rows: int, step: int, policy: str) -> None:
+    case = Pyramid(1, (8,), 8, (rows, 4), (1,), torch.float16, "channels_last", terms="none", policy=policy)
+    arguments = case.arguments()
+    expected = by_kernels(case, arguments)
+    (level,) = arguments["levels"]
+    storage = torch.empty((rows - 1) * step + 64, dtype=level.dtype)  # reserved, and touched in few places
+    arguments["levels"] = [storage.as_strided(level.shape, (8, 1, step, 8)).copy_(level)]
+    assert torch.equal(by_kernels(case, arguments), expected)
+
+
+@POLICIES
+def test_levels_without_channels_are_left_out_of_the_copies(policy: str) -> None:
+    check_forward(Pyramid(1, (8, 0, 16, 3), 8, (3, 5), (1,), torch.float16, policy=policy))
 
 
 @POLICIES
@@ -157,6 +211,59 @@ def test_two_passes_work_on_as_many_tiles_as_their_workspace_holds() -> None:
         assert sum(launch.blocks for launch in launches[1::2]) == tiles
         assert torch.equal(by_kernels(part, part.arguments()), expected)
     assert len(launches_of(replace(case, workspace=1))) == 2 * tiles, "a tile at least"
+
+
+def test_rounds_are_whole_waves_of_blocks() -> None:
+    """108 multiprocessors are 54 tiles of two blocks of outputs each."""
+    case = Pyramid(2, (8,), 264, (1, 1), (16,), torch.bfloat16, terms="none", policy="two-pass")
+    launches = launches_of(replace(case, workspace=60 * 128 * 64))
+    assert [launch.blocks for launch in launches] == [54, 108, 10, 20]
+
+
+def test_rounds_take_half_of_the_cache() -> None:
+    """Of 8.6's 6 MiB, 13 chunks of h leave room for 29 tiles."""
+    case = Pyramid(1, (16 * 13,), 1, (1, 1), (16,), torch.float32, terms="none")
+    a = case.arguments()
+    lists = a["levels"], a["depthwise"], a["pointwise"], [16], *a["terms"], True
+    with host.record() as launches:
+        torch.ops.jpu_cuda.separable_pyramid(*lists, True, 86, "two-pass", 0)
+    assert [launch.blocks for launch in launches] == [2 * 29, 29, 2 * 3, 3]
+
+
+def test_splits_of_a_tiles_chunks_fetch_what_they_make() -> None:
+    case = Pyramid(1, (32 * 16,), 8, (8, 16), (1,), torch.float16, "channels_last", "none", policy="two-pass")
+    normalise, product = launches_of(case)
+    assert (normalise.blocks, product.blocks) == (2, 1), "8 chunks a block"
+    assert normalise.counters["distinct_read_bytes"] == (128 + 9) * 512 * 2
+    assert product.counters["distinct_read_bytes"] == (128 + 8) * 512 * 2
+
+
+@POLICIES
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_elements_that_lie_together_are_read_together(layout: str, policy: str) -> None:
+    """Odd channels are read one by one: columns of a row, or channels of a pixel."""
+    case = Pyramid(1, (31,), 1, (8, 32), (1,), torch.float32, layout, "none", policy=policy)
+    counters = launches_of(case)[0].counters
+    assert counters["global_read_bytes"] >= 0.3 * 32 * counters["global_read_sectors"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "layout", "expected"),
+    [
+        ((8, 16), 8, "channels_last", 0),
+        ((8, 16), 8, "contiguous", 3),
+        ((8, 16), 8, "channels of more", 2),
+        ((8, 3), 8, "contiguous", 2),
+        ((3, 5), 9, "contiguous", 0),
+    ],
+)
+def test_how_many_tensors_are_copied(channels: tuple[int, ...], outputs: int, layout: str, expected: int) -> None:
+    """Levels and outputs whose channels are whole vectors, and do not lie so."""
+    case = Pyramid(1, channels, outputs, (2, 3), (1,), torch.bfloat16, layout, policy="mma")
+    arguments = case.arguments()
+    with torch.autograd.profiler.profile() as profile:
+        by_kernels(case, arguments)
+    assert sum(event.name == "aten::copy_" for event in profile.function_events) == expected
 
 
 @DTYPES
@@ -230,7 +337,7 @@ def policy_of(
         ((torch.float32, [512] * 3, 512, True), "mma: one launch"),
         ((torch.float32, [512] * 3, 512, False), "fma: float32 keeps its precision .* does not allow TF32"),
         ((torch.float64, [512] * 3, 512), "fma: float64 keeps its precision"),
-        ((torch.bfloat16, [512] * 3, 512, True, 0), "fma: plain multiply-adds were asked for"),
+        ((torch.bfloat16, [512] * 3, 512, True, 0), "fma: a device without tensor cores was asked for"),
         ((torch.bfloat16, [512] * 3, 512, True, 75), "fma: expected compute capability 8.0 or newer .* got 7.5"),
         ((torch.bfloat16, [512] * 3, 768), "mma: one launch"),
         ((torch.bfloat16, [512] * 3, 769), "two-pass: 769 outputs are 4 blocks' work"),
@@ -250,6 +357,43 @@ def policy_of(
 )
 def test_the_policy_is_a_function_of_device_dtype_and_shape(arguments: tuple[object, ...], expected: str) -> None:
     assert re.match(expected, policy_of(*arguments)), policy_of(*arguments)  # type: ignore[arg-type]
+
+
+SINGLE, TWO = 87 * 1024, 96 * 1024  # what the policies want of a block's shared memory
+TAKES = "was asked for, but takes"
+
+
+@pytest.mark.parametrize(
+    ("asked", "shared", "outputs", "expected"),
+    [
+        ("auto", SINGLE, 512, "mma: one launch"),
+        ("auto", SINGLE - 1, 512, "fma: tensor cores would take 89088 bytes of shared memory a block, .* has 89087"),
+        ("auto", TWO, 1024, "two-pass: 1024 outputs are 4 blocks' work"),
+        ("auto", TWO - 1, 1024, "mma: one launch"),
+        ("mma", SINGLE, 1024, "mma: asked for by name"),
+        ("mma", SINGLE - 1, 1024, f"fma: mma {TAKES} 89088 bytes of shared memory a block: tensor cores would"),
+        ("two-pass", TWO, 512, "two-pass: asked for by name"),
+        ("two-pass", TWO - 1, 512, f"mma: two-pass {TAKES} 98304 bytes of shared memory a block: one launch"),
+    ],
+)
+def test_the_policy_fits_the_devices_shared_memory(asked: str, shared: int, outputs: int, expected: str) -> None:
+    choice = policies().choose(asked, 80, shared, torch.bfloat16, True, outputs, 1536, 1536)
+    assert re.match(expected, choice), choice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((108, 1000, 1, 1), 9 * 108),
+        ((108, 1000, 1, 2), 18 * 54),
+        ((108, 107, 1, 1), 107),
+        ((108, 5, 10, 1), 1),
+        ((3, 10, 1, 4), 10),
+    ],
+    ids=str,
+)
+def test_tiles_at_a_time_are_whole_waves(arguments: tuple[int, int, int, int], expected: int) -> None:
+    assert policies().tiles_at_a_time(*arguments) == expected
 
 
 def test_a_policy_that_does_not_exist_is_refused() -> None:

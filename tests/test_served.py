@@ -134,7 +134,7 @@ def test_explain_names_the_backend_and_what_it_serves() -> None:
         )
     assert (training.backend, training.policy) == (fixed.backend, fixed.policy) == ("host", "fma")
     assert "upsample_concat; PyTorch serves the stages and the branches (dilation1.0.bn takes batch" in training.reason
-    assert "all branches in one launch (plain multiply-adds were asked for); PyTorch serves" in fixed.reason
+    assert "all branches in one launch (a device without tensor cores was asked for); PyTorch serves" in fixed.reason
     wide = JPU(CHANNELS, width=64).eval()
     for policy, served in (
         ("auto", "one launch (one launch of tensor cores"),

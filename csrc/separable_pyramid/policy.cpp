@@ -21,7 +21,7 @@ constexpr int64_t kMostShares = 3;
 
 // Why no tensor core takes the problem; empty if they do.
 std::string refusal(const Device& device, const Problem& problem) {
-  if (device.arch == 0) return "plain multiply-adds were asked for";
+  if (device.arch == 0) return "a device without tensor cores was asked for";
   if (device.arch < kOldestArch) {
     return "expected compute capability 8.0 or newer for tensor cores, got " + std::to_string(device.arch / 10) + "." +
            std::to_string(device.arch % 10);

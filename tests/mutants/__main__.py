@@ -25,12 +25,18 @@ from rich.table import Table
 
 from jpu_cuda._source import source_hash
 
-from . import separable_pyramid, upsample_concat, upsample_fold
+from . import pyramid_matrix, pyramid_policy, separable_pyramid, upsample_concat, upsample_fold
 from .faults import DoesNotApply, Fault
 from .trial import ROOT, Check, Tree, TrialError, Verdict, accept_original, try_fault
 
 OUT = ROOT / "out"
-FAULTS = [*upsample_concat.FAULTS, *upsample_fold.FAULTS, *separable_pyramid.FAULTS]
+FAULTS = [
+    *upsample_concat.FAULTS,
+    *upsample_fold.FAULTS,
+    *separable_pyramid.FAULTS,
+    *pyramid_matrix.FAULTS,
+    *pyramid_policy.FAULTS,
+]
 LEAST_CAUGHT = 0.95
 TEST_FILES = ("test_upsample_concat.py", "test_upsample_concat_limits.py", "test_upsample_fold.py")
 

@@ -9,7 +9,8 @@ _CONFIG, _TILE, _PATCH = f"{_FOLDER}/config.h", f"{_FOLDER}/tile.h", f"{_FOLDER}
 _PRODUCT, _FORWARD, _GRADIENT = f"{_FOLDER}/product.h", f"{_FOLDER}/forward.h", f"{_FOLDER}/gradient.h"
 _WEIGHT, _INPUT = f"{_FOLDER}/weight_gradient.h", f"{_FOLDER}/input_gradient.h"
 _LEVEL, _REDUCE, _TERMS = f"{_FOLDER}/level_gradient.h", f"{_FOLDER}/reduce.h", f"{_FOLDER}/terms.h"
-_LAUNCH, _BACKWARD, _BINDING = f"{_FOLDER}/launch.h", f"{_FOLDER}/launch_backward.h", f"{_FOLDER}/binding.cpp"
+_LAUNCH, _BACKWARD, _VECTORS = f"{_FOLDER}/launch.h", f"{_FOLDER}/launch_backward.h", f"{_FOLDER}/vectors.h"
+_BINDING_BACKWARD = f"{_FOLDER}/binding_backward.cpp"
 
 
 def _without(name: str, file: str, old: str, breaks: str, index: int = 0, count: int = 1) -> Fault:
@@ -32,6 +33,27 @@ FAULTS = [
         "ceil_divide(ceil_divide(height, dilation), shape.height)",
         "ceil_divide(height / dilation, shape.height)",
         "The classes with a row more lose it.",
+    ),
+    Fault(
+        "pyramid-tiles-fetch-more",
+        _CONFIG,
+        "as_little > little || (as_little == little && other.slots() < best.slots())",
+        "other.slots() < best.slots()",
+        "Small tiles are preferred, whose halos are most of what they fetch.",
+    ),
+    Fault(
+        "pyramid-tiles-halo-forgotten",
+        _CONFIG,
+        "(h + 2 * (t.rows - 1)) * (w",
+        "h * (w",
+        "Flat tiles count as if they fetched no rows twice.",
+    ),
+    Fault(
+        "pyramid-tiles-waste-slots",
+        _CONFIG,
+        "as_little == little && other.slots() < best.slots()",
+        "as_little == little && other.slots() > best.slots()",
+        "Tiles are chosen of which most slots have no pixel.",
     ),
     Fault(
         "pyramid-class-row-by-column",
@@ -368,13 +390,13 @@ FAULTS = [
     Fault(
         "pyramid-plan-half-a-tile",
         _LAUNCH,
-        "ceil_divide(p.outputs, kColumns)",
-        "p.outputs / kColumns + (p.outputs < kColumns)",
+        "ceil_divide(p.outputs, columns)",
+        "p.outputs / columns + (p.outputs < columns)",
         "Outputs past the last whole tile are left out.",
     ),
     Fault(
         "pyramid-plan-vectors-unaligned",
-        _LAUNCH,
+        _VECTORS,
         "stride.h % V == 0 && stride.w % V == 0",
         "stride.h % V == 0",
         "Pixels that do not begin at 16 bytes are read by vectors.",
@@ -409,7 +431,7 @@ FAULTS = [
     ),
     Fault(
         "pyramid-binding-output-strides",
-        _BINDING,
+        _BINDING_BACKWARD,
         "p.output_stride = strides_of(*output);",
         "p.output_stride = g.gradient_stride;",
         "The output is read as the gradient lies.",

@@ -234,8 +234,8 @@ _PLAN = [
     Fault(
         "locate-level-late",
         _BLOCKS,
-        "block_index() >= entries[index + 1].*first",
-        "block_index() > entries[index + 1].*first",
+        "block >= entries[index + 1].*first",
+        "block > entries[index + 1].*first",
         "A level's first block works on the level before.",
     ),
     Fault(

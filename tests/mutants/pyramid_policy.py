@@ -1,0 +1,436 @@
+"""Faults around separable_pyramid's kernels for tensor cores: plans and launches, formats, and which policy serves."""
+
+from __future__ import annotations
+
+from .faults import Fault
+
+_FOLDER = "separable_pyramid"
+_LAUNCH, _FORWARD, _POLICY = f"{_FOLDER}/launch_matrix.h", f"{_FOLDER}/binding_forward.cpp", f"{_FOLDER}/policy.cpp"
+_CONFIG, _TILE, _NAMES = f"{_FOLDER}/matrix_config.h", f"{_FOLDER}/tile.h", f"{_FOLDER}/policy.h"
+
+
+def _without(name: str, file: str, old: str, breaks: str, index: int = 0, count: int = 1) -> Fault:
+    """A line, or a part of one, that is left out."""
+    return Fault(f"matrix-{name}", file, old, "", breaks, index, count)
+
+
+def _changed(name: str, file: str, old: str, new: str, breaks: str, index: int = 0, count: int = 1) -> Fault:
+    return Fault(f"matrix-{name}", file, old, new, breaks, index, count)
+
+
+_PLANS = [
+    _without(
+        "plan-far-pixels",
+        _LAUNCH,
+        "    p.level[i].vectors &= p.level[i].stride.h + p.level[i].stride.w <= kFar;\n",
+        "Offsets of pixels are cut to 32 bits.",
+    ),
+    _changed(
+        "plan-far-by-one-step",
+        _LAUNCH,
+        "INT32_MAX / ((34 + 1) * kMaxDilation)",
+        "INT32_MAX",
+        "Offsets of a patch's later rows overflow.",
+    ),
+    _changed(
+        "plan-weights-unaligned",
+        _LAUNCH,
+        "p.weight_vectors = p.pointwise_vectors;",
+        "p.weight_vectors = p.whole_vectors;",
+        "Pointwise weights are read by vectors wherever they begin.",
+    ),
+    _without(
+        "plan-taps-unaligned",
+        _LAUNCH,
+        "  for (int i = 0; i < p.branches; ++i) p.weight_vectors &= aligned(p.branch[i].depthwise);\n",
+        "Taps are read by vectors wherever they begin.",
+    ),
+    _without(
+        "plan-scale-unaligned",
+        _LAUNCH,
+        " && aligned(p.inner.scale)",
+        "The scale is read by vectors wherever it begins.",
+    ),
+    _without(
+        "plan-shift-unaligned",
+        _LAUNCH,
+        " && aligned(p.inner.shift)",
+        "The shift is read by vectors wherever it begins.",
+    ),
+    _without(
+        "plan-terms-of-odd-channels",
+        _LAUNCH,
+        "p.whole_vectors && ",
+        "Terms of channels that fill no vector are read by vectors.",
+    ),
+    _changed(
+        "plan-chunks-of-all",
+        _LAUNCH,
+        "t.chunks += ceil_divide(p.level[i].channels, kChunk<sizeof(T)>);",
+        "t.chunks = ceil_divide(p.channels, kChunk<sizeof(T)>);",
+        "Levels that fill no whole chunk are left out.",
+    ),
+    _changed(
+        "plan-splits-floored",
+        _LAUNCH,
+        "ceil_divide(t.chunks, kSplitChunks);",
+        "t.chunks / kSplitChunks + (t.chunks < kSplitChunks);",
+        "Chunks past the last whole split are never made.",
+    ),
+    _changed(
+        "plan-splits-of-nothing",
+        _LAUNCH,
+        "ceil_divide(t.chunks, kSplitChunks);",
+        "t.chunks / kSplitChunks + 1;",
+        "Where splits are whole, blocks have nothing to do.",
+    ),
+    _changed(
+        "plan-tiles-of-one-image",
+        _LAUNCH,
+        "tiles += p.branch[i].tiling.tiles() * p.batch;",
+        "tiles += p.branch[i].tiling.tiles();",
+        "Images after the first have no tiles.",
+    ),
+    _changed(
+        "rounds-leave-tiles-out",
+        _LAUNCH,
+        "first < all; first += room) {",
+        "first < all; first += room + 1) {",
+        "Between two rounds a tile is left out.",
+    ),
+    _changed(
+        "rounds-go-past-the-last",
+        _LAUNCH,
+        "all - first < room ? all - first : room;",
+        "room;",
+        "The last round works on tiles that do not exist.",
+    ),
+    _without(
+        "rounds-of-the-first-tiles",
+        _LAUNCH,
+        "    t.first_tile = static_cast<uint32_t>(first);\n",
+        "Every round is the first.",
+    ),
+    _changed(
+        "rounds-make-one-block-of-outputs",
+        _LAUNCH,
+        "{tiles * t.forward.output_tiles, kThreads",
+        "{tiles, kThreads",
+        "Outputs of later blocks are not written.",
+    ),
+    _changed(
+        "rounds-make-one-split",
+        _LAUNCH,
+        "{tiles * t.splits, kNormalisers",
+        "{tiles, kNormalisers",
+        "h of later splits is not written.",
+    ),
+    _without("nth-chunk-of-the-first-level", _TILE, "    n -= chunks;\n", "Chunks of later levels are mistaken."),
+]
+
+_FORMATS = [
+    _changed(
+        "levels-copied-in-vain",
+        _FORWARD,
+        "level.channels % V != 0 || channels_in_vectors<T>(level.data, level.stride)",
+        "level.channels % V != 0",
+        "Levels are copied that could be read as they lie.",
+    ),
+    _changed(
+        "odd-levels-copied-in-vain",
+        _FORWARD,
+        "level.channels % V != 0 || channels_in_vectors<T>(level.data, level.stride)",
+        "channels_in_vectors<T>(level.data, level.stride)",
+        "Levels are copied that are read by elements all the same.",
+    ),
+    _without(
+        "levels-described-without-gaps",
+        _FORWARD,
+        "      if (tensor.size(1) == 0) continue;\n",
+        "A level without channels takes another's place.",
+    ),
+    _without(
+        "level-copy-left-empty",
+        _FORWARD,
+        "      torch::stable::copy_(copies_.back(), tensor);\n",
+        "A level's copy holds whatever lies there.",
+    ),
+    _without(
+        "level-copy-strides",
+        _FORWARD,
+        "      level.stride = strides_of(copies_.back());\n",
+        "A level's copy is read as the level lies.",
+    ),
+    _changed(
+        "output-by-elements",
+        _FORWARD,
+        "if (p.outputs % V == 0 && ",
+        "if (p.outputs % V == 0 && false && ",
+        "Outputs in other formats leave one by one.",
+    ),
+    _changed(
+        "odd-outputs-copied-in-vain",
+        _FORWARD,
+        "if (p.outputs % V == 0 && ",
+        "if (",
+        "Outputs are copied that are written by elements all the same.",
+    ),
+    _without(
+        "output-copy-strides",
+        _FORWARD,
+        "      p.output_stride = strides_of(target_);\n",
+        "The output's copy is written as the output lies.",
+    ),
+    _without("output-not-copied-back", _FORWARD, "      copy_back_ = true;\n", "The output is never written."),
+    _changed(
+        "padded-channels-floored",
+        _FORWARD,
+        "(count + kChunk<sizeof(T)> - 1) / kChunk",
+        "count / kChunk",
+        "Padding is not seen.",
+    ),
+    _changed(
+        "channels-of-the-last-level",
+        _FORWARD,
+        "problem.channels += count;",
+        "problem.channels = count;",
+        "Other levels' channels count as padding.",
+    ),
+    _changed(
+        "policies-exchanged",
+        _FORWARD,
+        "if (choice.policy == Policy::kMma) {",
+        "if (choice.policy != Policy::kMma) {",
+        "The single launch serves for the two passes.",
+    ),
+    _changed(
+        "workspace-ignored",
+        _FORWARD,
+        "workspace_bytes > 0 ? workspace_bytes : device.cache_bytes / 2",
+        "device.cache_bytes / 2",
+        "The two passes take more than they may.",
+    ),
+    _changed(
+        "workspace-of-all-the-cache",
+        _FORWARD,
+        "device.cache_bytes / 2;",
+        "device.cache_bytes;",
+        "h pushes all else out of the cache.",
+    ),
+    _changed(
+        "workspace-waves-of-one-block",
+        _FORWARD,
+        "size.tile_bytes, shares_of(p.outputs));",
+        "size.tile_bytes, 1);",
+        "Waves are counted as if each tile were one block.",
+    ),
+    _changed(
+        "workspace-of-all-tiles",
+        _FORWARD,
+        "fitting < size.tiles ? fitting : size.tiles;",
+        "size.tiles;",
+        "All tiles' h is made before any is multiplied.",
+    ),
+]
+
+_DECISIONS = [
+    _changed(
+        "shares-one-more",
+        _CONFIG,
+        "(outputs + kMatrixColumns - 1) / kMatrixColumns",
+        "outputs / kMatrixColumns + 1",
+        "256 outputs count as two blocks' work.",
+    ),
+    _changed(
+        "name-of-two-pass",
+        _NAMES,
+        'policy == Policy::kMma ? "mma" : "two-pass"',
+        'policy == Policy::kMma ? "two-pass" : "mma"',
+        "The policies go by each other's names.",
+    ),
+    _without(
+        "reason-of-no-device",
+        _POLICY,
+        '  if (device.arch == 0) return "a device without tensor cores was asked for";\n',
+        "The reason is a compute capability 0.0.",
+    ),
+    _changed(
+        "oldest-arch-refused",
+        _POLICY,
+        "device.arch < kOldestArch",
+        "device.arch <= kOldestArch",
+        "8.0 itself is refused.",
+    ),
+    _changed(
+        "older-arch-taken",
+        _POLICY,
+        "device.arch < kOldestArch",
+        "device.arch < 70",
+        "7.5 is taken, which lacks cp.async.",
+    ),
+    _changed(
+        "arch-without-its-minor",
+        _POLICY,
+        "std::to_string(device.arch % 10);",
+        "std::to_string(device.arch / 100);",
+        "The reason names another compute capability.",
+    ),
+    _changed(
+        "float64-taken",
+        _POLICY,
+        "if (problem.type == ElementType::kFloat64)",
+        "if (false)",
+        "float64 is said to be served by tensor cores.",
+    ),
+    _without(
+        "float32-never-taken",
+        _POLICY,
+        " && !problem.allow_tf32",
+        "float32 is refused where TF32 is allowed.",
+    ),
+    _changed(
+        "float32-always-taken",
+        _POLICY,
+        " && !problem.allow_tf32",
+        " && false",
+        "float32 becomes TF32 where it may not.",
+    ),
+    _changed(
+        "padding-bound-itself",
+        _POLICY,
+        "return done > kMostPadding",
+        "return done >= kMostPadding",
+        "Eight times the work is refused already.",
+    ),
+    _changed(
+        "padding-of-outputs-alone",
+        _POLICY,
+        "kMatrixColumns * problem.padded_channels;",
+        "kMatrixColumns * problem.channels;",
+        "Padding of channels is not seen.",
+    ),
+    _changed(
+        "padding-of-channels-alone",
+        _POLICY,
+        "const int64_t done = shares * kMatrixColumns *",
+        "const int64_t done = problem.outputs *",
+        "Padding of outputs is not seen.",
+    ),
+    _changed(
+        "both-too-large-for-one",
+        _POLICY,
+        "device.shared_bytes < kTwoPassSharedBytes && device.shared_bytes < kMmaSharedBytes",
+        "device.shared_bytes < kTwoPassSharedBytes || device.shared_bytes < kMmaSharedBytes",
+        "A device that can take one policy is refused both.",
+    ),
+    _changed(
+        "too-large-bound-itself",
+        _POLICY,
+        "&& device.shared_bytes < kMmaSharedBytes) {",
+        "&& device.shared_bytes <= kMmaSharedBytes) {",
+        "A device that has just enough is refused.",
+    ),
+    _changed(
+        "shares-bound-itself",
+        _POLICY,
+        "if (shares > kMostShares",
+        "if (shares >= kMostShares",
+        "Three blocks of outputs take two passes already.",
+    ),
+    _without(
+        "two-pass-too-large",
+        _POLICY,
+        " && device.shared_bytes >= kTwoPassSharedBytes",
+        "Two passes are chosen that the device cannot launch.",
+    ),
+    _changed(
+        "asked-for-fma-after-all",
+        _POLICY,
+        'if (requested == "fma") return {Policy::kFma, "asked for by name"};',
+        "",
+        "Plain multiply-adds cannot be asked for.",
+    ),
+    _without(
+        "two-pass-unknown",
+        _POLICY,
+        ' && requested != "two-pass"',
+        "Two passes cannot be asked for.",
+    ),
+    _without(
+        "refusals-ignored",
+        _POLICY,
+        "  if (const std::string why_not = refusal(device, problem); !why_not.empty()) "
+        "return {Policy::kFma, why_not};\n",
+        "Tensor cores serve what they cannot.",
+    ),
+    _without(
+        "names-overrule-nothing",
+        _POLICY,
+        '  if (device.shared_bytes >= bytes) return {wanted, "asked for by name"};\n',
+        "A policy that was asked for is not taken.",
+    ),
+    _changed(
+        "asked-for-with-too-little",
+        _POLICY,
+        "if (device.shared_bytes >= bytes)",
+        "if (true)",
+        "A policy is taken that the device cannot launch.",
+    ),
+    _changed(
+        "asked-for-needs-the-other",
+        _POLICY,
+        "const int bytes = wanted == Policy::kMma ?",
+        "const int bytes = wanted != Policy::kMma ?",
+        "The other policy's shared memory decides.",
+    ),
+    _without(
+        "asked-for-in-vain-unsaid",
+        _POLICY,
+        '  other.reason = requested + " was asked for, but takes " + bytes_of(bytes) + ": " + other.reason;\n',
+        "Nobody learns why another policy serves.",
+    ),
+    _changed(
+        "room-for-no-tile",
+        _POLICY,
+        "std::max<int64_t>(cache_bytes / tile_bytes, 1)",
+        "(cache_bytes / tile_bytes)",
+        "Nothing is worked on where a tile does not fit.",
+    ),
+    _changed(
+        "room-in-waves-of-tiles",
+        _POLICY,
+        "device.multiprocessors / shares",
+        "device.multiprocessors",
+        "A wave is said to take as many tiles as multiprocessors.",
+    ),
+    _changed(
+        "room-in-waves-of-nothing",
+        _POLICY,
+        "std::max<int64_t>(device.multiprocessors / shares, 1)",
+        "(device.multiprocessors / shares)",
+        "A tile with more blocks than multiprocessors divides by 0.",
+    ),
+    _changed(
+        "room-of-broken-waves",
+        _POLICY,
+        "tiles < wave ? tiles : tiles / wave * wave",
+        "tiles",
+        "The last wave of each round is not full.",
+    ),
+    _changed(
+        "room-less-than-a-wave",
+        _POLICY,
+        "tiles < wave ? tiles : tiles / wave * wave",
+        "tiles / wave * wave",
+        "Less than a wave is nothing.",
+    ),
+    _changed(
+        "typical-device-of-a-newer",
+        _POLICY,
+        "if (arch >= device.arch) return device;",
+        "if (arch > device.arch) return device;",
+        "Devices stand for newer ones only.",
+    ),
+]
+
+FAULTS = [*_PLANS, *_FORMATS, *_DECISIONS]
