@@ -220,14 +220,21 @@ def test_rounds_are_whole_waves_of_blocks() -> None:
     assert [launch.blocks for launch in launches] == [54, 108, 10, 20]
 
 
-def test_rounds_take_half_of_the_cache() -> None:
-    """Of 8.6's 6 MiB, 13 chunks of h leave room for 29 tiles."""
-    case = Pyramid(1, (16 * 13,), 1, (1, 1), (16,), torch.float32, terms="none")
+@pytest.mark.parametrize(
+    ("outputs", "blocks"),
+    [
+        (769, [2 * 20, 4 * 20, 2 * 12, 4 * 12]),  # a wave is 82 / 4 tiles of four blocks
+        (1, [2 * 32, 32]),  # which a wave of 82 would hold, whatever the cache does
+    ],
+)
+def test_rounds_take_half_of_the_cache_but_fill_a_wave(outputs: int, blocks: list[int]) -> None:
+    """Of 8.6's 6 MiB, 13 chunks of h leave room for 29 tiles; it has 82 multiprocessors."""
+    case = Pyramid(1, (16 * 13,), outputs, (1, 1), (16,), torch.float32, terms="none")
     a = case.arguments()
     lists = a["levels"], a["depthwise"], a["pointwise"], [16], *a["terms"], True
     with host.record() as launches:
         torch.ops.jpu_cuda.separable_pyramid(*lists, True, 86, "two-pass", 0)
-    assert [launch.blocks for launch in launches] == [2 * 29, 29, 2 * 3, 3]
+    assert [launch.blocks for launch in launches] == blocks
 
 
 def test_splits_of_a_tiles_chunks_fetch_what_they_make() -> None:

@@ -1,6 +1,7 @@
 // jpu_cuda::separable_pyramid, and which of its kernels serves a call; schemas stand in jpu_cuda/ops.
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "separable_pyramid/arguments.h"
@@ -109,7 +110,9 @@ Tensor separable_pyramid(Tensors levels, Tensors depthwise, Tensors pointwise, s
           const NormalisedSize size = normalised_size<T>(p);
           const int64_t cache = workspace_bytes > 0 ? workspace_bytes : device.cache_bytes / 2;
           const int64_t fitting = tiles_at_a_time(device, cache, size.tile_bytes, shares_of(p.outputs));
-          const int64_t room = fitting < size.tiles ? fitting : size.tiles;
+          // Multiprocessors without work cost more than h that passes a small cache by.
+          const int64_t least = workspace_bytes > 0 ? 1 : tiles_of_a_wave(device, shares_of(p.outputs));
+          const int64_t room = std::min(std::max(fitting, least), size.tiles);
           const Tensor normalised = empty({room * size.tile_bytes}, ScalarType::Byte, first);
           forward_two_pass<T>(p, normalised.data_ptr(), room, on_device.stream());
         }

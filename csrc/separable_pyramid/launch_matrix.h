@@ -43,9 +43,9 @@ int64_t plan_two_pass(TwoPassParams& t) {
   int64_t tiles = 0;
   for (int i = 0; i < p.branches; ++i) {
     p.branch[i].first_block = static_cast<uint32_t>(tiles);
-    tiles += p.branch[i].tiling.tiles() * p.batch;
+    tiles += p.branch[i].tiling.tiles();
   }
-  return tiles;
+  return tiles * p.batch;
 }
 
 template <class T>

@@ -84,9 +84,13 @@ Choice choose(const std::string& requested, const Device& device, const Problem&
   return other;
 }
 
+int64_t tiles_of_a_wave(const Device& device, int64_t shares) {
+  return std::max<int64_t>(device.multiprocessors / shares, 1);
+}
+
 int64_t tiles_at_a_time(const Device& device, int64_t cache_bytes, int64_t tile_bytes, int64_t shares) {
   const int64_t tiles = std::max<int64_t>(cache_bytes / tile_bytes, 1);
-  const int64_t wave = std::max<int64_t>(device.multiprocessors / shares, 1);  // a block a multiprocessor
+  const int64_t wave = tiles_of_a_wave(device, shares);
   return tiles < wave ? tiles : tiles / wave * wave;
 }
 

@@ -49,8 +49,11 @@ struct Choice {
 // reason says so. Throws std::invalid_argument where it is no policy's name.
 Choice choose(const std::string& requested, const Device& device, const Problem& problem);
 
+// Tiles of which the second of two passes has a block for each multiprocessor. `shares`: blocks to a tile.
+int64_t tiles_of_a_wave(const Device& device, int64_t shares);
+
 // How many tiles the two passes work on at a time: as many as `cache_bytes` hold h of, but whole waves of blocks, since
-// a part of a wave takes as long as a whole one. `shares`: blocks of the second pass to a tile.
+// a part of a wave takes as long as a whole one.
 int64_t tiles_at_a_time(const Device& device, int64_t cache_bytes, int64_t tile_bytes, int64_t shares);
 
 // A GPU as it is sold for a compute capability, for host execution; the newest one known that is no newer.

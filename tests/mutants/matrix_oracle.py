@@ -266,14 +266,15 @@ def matrices_in_rounds() -> None:
     waves = Pyramid(2, (8,), 264, (1, 1), (16,), BRAIN, policy="two-pass", terms="none", workspace=60 * 128 * 64)
     got = [launch.blocks for launch in launches_of(waves)]
     assert got == [54, 108, 10, 20], f"expected waves of 54 tiles, got {got}"
-    # Half of 6 MiB are 29 tiles of 13 chunks.
-    a = replace(waves, channels=(16 * 13,), dtype=FULL, batch=1, outputs=1).arguments()
-    with host.record() as launches:
-        torch.ops.jpu_cuda.separable_pyramid(
-            a["levels"], a["depthwise"], a["pointwise"], [16], *a["terms"], False, True, 86, "two-pass", 0
-        )
-    got = [launch.blocks for launch in launches]
-    assert got == [58, 29, 6, 3], f"expected 29 tiles of two splits at first, got {got}"
+    # Half of 6 MiB are 29 tiles of 13 chunks. Of 82 multiprocessors a wave is 20 tiles of four blocks, or 82 of one.
+    for outputs, rounds in ((769, [40, 80, 24, 48]), (1, [64, 32])):
+        a = replace(waves, channels=(16 * 13,), dtype=FULL, batch=1, outputs=outputs).arguments()
+        with host.record() as launches:
+            torch.ops.jpu_cuda.separable_pyramid(
+                a["levels"], a["depthwise"], a["pointwise"], [16], *a["terms"], False, True, 86, "two-pass", 0
+            )
+        got = [launch.blocks for launch in launches]
+        assert got == rounds, f"expected blocks {rounds} for {outputs} outputs, got {got}"
 
 
 # --- which policy serves -------------------------------------------------------------------------------

@@ -87,8 +87,8 @@ _PLANS = [
     _changed(
         "plan-tiles-of-one-image",
         _LAUNCH,
-        "tiles += p.branch[i].tiling.tiles() * p.batch;",
-        "tiles += p.branch[i].tiling.tiles();",
+        "return tiles * p.batch;",
+        "return tiles;",
         "Images after the first have no tiles.",
     ),
     _changed(
@@ -225,9 +225,23 @@ _FORMATS = [
         "Waves are counted as if each tile were one block.",
     ),
     _changed(
+        "workspace-of-less-than-a-wave",
+        _FORWARD,
+        "std::max(fitting, least)",
+        "fitting",
+        "A small cache leaves multiprocessors without work.",
+    ),
+    _changed(
+        "workspace-passed-for-a-wave",
+        _FORWARD,
+        "workspace_bytes > 0 ? 1 : tiles_of_a_wave",
+        "tiles_of_a_wave",
+        "More is kept than the call allows.",
+    ),
+    _changed(
         "workspace-of-all-tiles",
         _FORWARD,
-        "fitting < size.tiles ? fitting : size.tiles;",
+        "std::min(std::max(fitting, least), size.tiles);",
         "size.tiles;",
         "All tiles' h is made before any is multiplied.",
     ),
