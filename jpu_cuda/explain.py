@@ -50,20 +50,20 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
         if not resize:
             return Explanation("reference", "torch", f"PyTorch serves the branches ({why_not}){by_torch}")
         served = f"upsample_concat; PyTorch serves the stages and the branches ({why_not})"
+        answer = replace(answer, policy="torch")
     else:
         first = "one launch resizes and folds the norms" if resize else "one launch folds the norms"
-        policy, why = _policy(features, pyramids[0], branches[0])
+        policy, why = _policy(features, branches[0])
         then = "all branches in two launches at a time" if policy == "two-pass" else "all branches in one launch"
         served = f"{first}, then {then} ({why}); PyTorch serves the stages{'' if resize else by_torch}"
         answer = replace(answer, policy=policy)
     return replace(answer, reason=f"{answer.reason}: {served}")
 
 
-def _policy(features: Tensor, pyramid: JointPyramid, branches: Branches) -> tuple[str, str]:
+def _policy(features: Tensor, branches: Branches) -> tuple[str, str]:
     """How the products of a pyramid's branches are done, and why."""
-    outputs, channels = branches.pointwise[0].shape[:2]
-    widths = [channels // pyramid.num_levels] * pyramid.num_levels  # all stages of a family have one width
-    found: str = torch.ops.jpu_cuda.separable_pyramid_policy(features, widths, outputs, *matrix_options())
+    outputs = branches.pointwise[0].shape[0]
+    found: str = torch.ops.jpu_cuda.separable_pyramid_policy(features, outputs, *matrix_options())
     policy, _, why = found.partition(": ")
     return policy, why
 

@@ -121,11 +121,21 @@ def _indices(seed: int) -> list[Case]:
         Case("thread_index", as_bytes(indices), lambda: as_bytes((number % THREADS).astype(np.int32))),
         Case("warp_index", as_bytes(indices), lambda: as_bytes((number % THREADS // WARP).astype(np.int32))),
         Case("lane_index", as_bytes(indices), lambda: as_bytes((number % WARP).astype(np.int32))),
+        Case("converge_warp", as_bytes(barrier), lambda: as_bytes(_steps(barrier, np.arange(len(barrier)) % WARP))),
         Case("block_index", as_bytes(indices), lambda: as_bytes((number // THREADS).astype(np.uint32))),
         Case("block_barrier", as_bytes(barrier), lambda: as_bytes(_after_barriers(barrier.reshape(-1, THREADS)))),
         Case("shared_memory<48KiB>", as_bytes(shared), lambda: _shared_sums(shared, 48 * 1024)),
         Case("shared_memory<99KiB>", as_bytes(large), lambda: _shared_sums(large, 99 * 1024)),
     ]
+
+
+def _steps(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """So many steps of a generator from each value on."""
+    values = values.copy()
+    for step in range(int(counts.max(initial=0))):
+        further = counts > step
+        values[further] = values[further] * np.uint32(1664525) + np.uint32(1013904223)
+    return values
 
 
 def _after_barriers(values: np.ndarray) -> np.ndarray:  # [blocks, THREADS]

@@ -38,6 +38,17 @@ struct LaneIndex {
   static JPU_DEVICE void apply(const Input*, Output* output) { *output = lane_index(); }
 };
 
+struct ConvergeWarp {
+  using Input = uint32_t;
+  using Output = uint32_t;
+  static JPU_DEVICE void apply(const Input* input, Output* output) {
+    uint32_t value = *input;
+    for (int i = 0; i < lane_index(); ++i) value = value * 1664525u + 1013904223u;
+    converge_warp();
+    *output = value;
+  }
+};
+
 struct BlockIndex {
   using Input = uint32_t;  // left alone
   using Output = uint32_t;
@@ -366,6 +377,7 @@ const std::vector<Case> all = {
     of<ThreadIndex>("thread_index"),
     of<WarpIndex>("warp_index"),
     of<LaneIndex>("lane_index"),
+    of<ConvergeWarp>("converge_warp"),
     of<BlockIndex>("block_index"),
     of<BlockBarrier>("block_barrier"),
     JPU_FOR_DTYPES("load", Load),
