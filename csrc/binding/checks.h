@@ -22,7 +22,8 @@ inline void check_image(const Tensor& t, const Tensor& like, const char* name, s
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, "[", i, "]: expected dtype ", like.scalar_type(),
                   " as ", name, "[0], got ", t.scalar_type());
   check_device(t, like, indexed(name, i), indexed(name, 0));
-  STD_TORCH_CHECK(t.size(0) == like.size(0), name, "[", i, "]: expected batch size ", like.size(0), ", got ", t.size(0));
+  STD_TORCH_CHECK(t.size(0) == like.size(0), name, "[", i, "]: expected batch size ", like.size(0), ", got ",
+                  t.size(0));
   STD_TORCH_CHECK(t.size(1) <= INT32_MAX && t.size(0) <= INT32_MAX, name, "[", i,
                   "]: expected at most 2147483647 samples and channels");
 }
