@@ -65,7 +65,7 @@ def true_results(*arguments: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each result in extended precision, and the sum of its terms' absolute values."""
     found = []
     for level, weight, bias, mean, var, eps in zip(*arguments, strict=True):
-        column = [exact(x, 1 if x is weight else 0) for x in (weight, bias, mean, var)]
+        column = exact(weight, 1), exact(bias), exact(mean), exact(var)
         w, b, m, v = (x if x.ndim == 0 else x[:, None, None] for x in column)
         scale = w / np.sqrt(v + np.longdouble(eps))
         x = exact(level)

@@ -1,6 +1,5 @@
 """norm_relu, executed on the CPU: norms of fixed statistics and ReLUs of a list of levels in one launch."""
 
-import ctypes
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +53,6 @@ CASES = {
     "other strides": Norms((8, 5, 3), ((4, 8),) * 3, ("transposed", "batch_inside", "padded")),
     "repeated": Norms((8, 5, 3), ((4, 8),) * 3, ("expanded_batch", "expanded_channels", "expanded_image")),
     "an empty batch": Norms(batch=0),
-    "no channels": Norms((0, 3, 0)),
     "without weights and biases": Norms(absent=(("weight", 0), ("bias", 1), ("weight", 2), ("bias", 2))),
 }
 
@@ -149,8 +147,11 @@ def test_empty_levels_cost_nothing() -> None:
     with host.record() as launches:
         run(Norms(batch=0).arguments())
     assert launches == []
-    _, launch = measured(Norms((0, 3, 0)))
-    assert launch.blocks == 1
+    arguments = Norms((0, 3, 0)).arguments()  # which PyTorch's norm refuses
+    with host.record() as launches:
+        results = run(arguments)
+    assert [x.shape for x in results] == [x.shape for x in arguments[0]]
+    assert [launch.blocks for launch in launches] == [2]  # an image each
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -215,18 +216,21 @@ def test_images_whose_pixels_go_on_from_one_to_the_next_share_blocks() -> None:
 # --- reach ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [2, 16], ids=["elements", "vectors"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("axis", range(4), ids=["images", "channels", "rows", "columns"])
-def test_levels_may_reach_past_2_to_31_elements(axis: int, layout: str, channels: int) -> None:
-    arguments = one(channels, (2, 8), layout, dtype=torch.float16).arguments()
+def test_levels_may_reach_past_2_to_31_elements(axis: int, layout: str) -> None:
+    """Host execution faults where an offset is cut to 32 bits: nothing of the tensor is there."""
+    channels, columns = 16 if layout == "channels_last" and axis != 1 else 2, 2 if axis == 3 else 8
+    arguments = one(channels, (2, columns), layout, dtype=torch.float16).arguments()
     (near,), (level,) = run(arguments), arguments[0]
     far = spread(level, axis)
-    (result,) = run(([far], *arguments[1:]))
+    assert far.stride(axis) >= FAR
+    with host.record() as launches:
+        (result,) = run(([far], *arguments[1:]))
     assert torch.equal(result, near)
-    offsets = {axis_stride * (n - 1) for axis_stride, n in zip(far.stride(), far.shape, strict=True)}
-    assert max(offsets) >= FAR
-    assert ctypes.c_int32(max(offsets)).value != max(offsets)
+    # Other strides no longer suggest channels_last, or pixels no longer lie in a line.
+    by_vectors = axis == 0 if layout == "channels_last" else axis < 2
+    assert (16 in launches[0].counters["global_reads"]) == by_vectors
 
 
 @pytest.mark.parametrize(
@@ -325,7 +329,7 @@ def _first(tensor: Tensor) -> Callable[[list[Any]], list[Any]]:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (changed(0, lambda _: []), "norm_relu: expected at least one tensor, got none"),
+        (changed(0, lambda _: []), "levels: expected at least one, got none"),
         (changed(0, lambda x: [x[0][0], *x[1:]]), r"levels\[0\]: expected 4 dimensions \[N, C, H, W\], got 3"),
         (changed(0, lambda x: [x[0], x[1].double(), x[2]]), r"levels\[1\]: expected dtype Float as .*, got Double"),
         (changed(0, lambda x: [x[0], x[1], x[2][:1]]), r"levels\[2\]: expected batch size 2, got 1"),
