@@ -57,6 +57,30 @@ def one(channels: int, size: tuple[int, int], layout: str = "contiguous", **more
     return Norms((channels,), (size,), (layout,), **more)
 
 
+ALL_LAST = ("channels_last",) * 3
+MIXED = (*ALL_LAST[:2], "contiguous")
+
+# Those on which the kernel takes each of its paths, in every dtype, and where tiles end.
+CASES = {
+    "odd": Norms(),
+    "odd, channels_last": Norms(layouts=ALL_LAST),
+    "vectors of pixels": Norms((3, 5, 300), ((8, 9), (16, 16), (2, 4))),
+    "vectors of channels": Norms((16, 24, 264), ((9, 7), (4, 6), (1, 1)), ALL_LAST),
+    "more vectors than lanes": Norms((3, 2, 1), ((24, 33), (8, 65), (40, 32))),
+    "more channels than lanes": Norms((520, 264, 1032), ((3, 1), (2, 2), (1, 1)), ALL_LAST),
+    "more elements than lanes": Norms((131, 3, 260), ((3, 3), (13, 11), (1, 3)), MIXED),
+    "longer than a walk": Norms((3, 8, 70), ((41, 37), (50, 41), (3, 5)), MIXED),
+    "one pixel": Norms((8, 1, 5), ((1, 1),) * 3),
+    "a row, a column, a pixel": Norms((3, 3, 3), ((1, 9), (9, 1), (1, 1)), ALL_LAST),
+    "mixed formats": Norms((8, 8, 8), ((4, 4),) * 3, ("channels_last", "contiguous", "strided")),
+    "slices": Norms((8, 8, 16), ((4, 8),) * 3, ("sliced_by_16", "sliced", "sliced_channels_last_by_16")),
+    "other strides": Norms((8, 5, 3), ((4, 8),) * 3, ("transposed", "batch_inside", "padded")),
+    "repeated": Norms((8, 5, 3), ((4, 8),) * 3, ("expanded_batch", "expanded_channels", "expanded_image")),
+    "an empty batch": Norms(batch=0),
+    "without weights and biases": Norms(absent=(("weight", 0), ("bias", 1), ("weight", 2), ("bias", 2))),
+}
+
+
 def run(arguments: Sequence[Any]) -> list[Tensor]:
     return torch.ops.jpu_cuda.norm_relu(*arguments)
 

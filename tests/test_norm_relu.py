@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from norm_cases import Norms, check, one, run
+from norm_cases import CASES, Norms, check, one, run
 from strategies import DTYPES, LAYOUTS, needs_host
 from test_separable_pyramid_limits import FAR, spread
 from torch import Tensor
@@ -32,29 +32,8 @@ def _loaded() -> None:
 
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 WIDE = pytest.mark.parametrize("wide", [True, False], ids=["norms in sums' type", "norms in levels' type"])
-ALL_LAST = ("channels_last",) * 3
-MIXED = (*ALL_LAST[:2], "contiguous")
 
 # --- values ---------------------------------------------------------------------------------------------
-
-CASES = {
-    "odd": Norms(),
-    "odd, channels_last": Norms(layouts=ALL_LAST),
-    "vectors of pixels": Norms((3, 5, 300), ((8, 9), (16, 16), (2, 4))),
-    "vectors of channels": Norms((16, 24, 264), ((9, 7), (4, 6), (1, 1)), ALL_LAST),
-    "more vectors than lanes": Norms((3, 2, 1), ((24, 33), (8, 65), (40, 32))),
-    "more channels than lanes": Norms((520, 264, 1032), ((3, 1), (2, 2), (1, 1)), ALL_LAST),
-    "more elements than lanes": Norms((131, 3, 260), ((3, 3), (13, 11), (1, 3)), MIXED),
-    "longer than a walk": Norms((3, 8, 70), ((41, 37), (50, 41), (3, 5)), MIXED),
-    "one pixel": Norms((8, 1, 5), ((1, 1),) * 3),
-    "a row, a column, a pixel": Norms((3, 3, 3), ((1, 9), (9, 1), (1, 1)), ALL_LAST),
-    "mixed formats": Norms((8, 8, 8), ((4, 4),) * 3, ("channels_last", "contiguous", "strided")),
-    "slices": Norms((8, 8, 16), ((4, 8),) * 3, ("sliced_by_16", "sliced", "sliced_channels_last_by_16")),
-    "other strides": Norms((8, 5, 3), ((4, 8),) * 3, ("transposed", "batch_inside", "padded")),
-    "repeated": Norms((8, 5, 3), ((4, 8),) * 3, ("expanded_batch", "expanded_channels", "expanded_image")),
-    "an empty batch": Norms(batch=0),
-    "without weights and biases": Norms(absent=(("weight", 0), ("bias", 1), ("weight", 2), ("bias", 2))),
-}
 
 
 @WIDE
@@ -139,7 +118,7 @@ def test_one_launch_serves_up_to_eight_levels(levels: int, launches: int) -> Non
     arguments = case.arguments()
     with host.record() as recorded:
         run(arguments)
-    assert [launch.kernel for launch in recorded] == ["norm_relu"] * launches
+    assert [launch.kernel for launch in recorded] == ["norm_relu forward"] * launches
     check(case)
 
 
@@ -253,7 +232,7 @@ def test_more_blocks_than_a_launch_takes_are_refused() -> None:
     """Of images that share their memory; their result is reserved and never touched."""
     level = torch.ones(1, 1, 1, 2, dtype=torch.float16).expand(2**31 - 1, 1, 1, 2)
     ones = [torch.ones(1)] * 2
-    with pytest.raises(RuntimeError, match="norm_relu: expected at most 2147483647 blocks, got 4294967294"):
+    with pytest.raises(RuntimeError, match="norm_relu forward: expected at most 2147483647 blocks, got 4294967294"):
         run(([level] * 2, ones, ones, ones, ones, [0.0] * 2))
 
 

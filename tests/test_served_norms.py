@@ -19,7 +19,7 @@ from jpu_cuda import JPU, host, mmseg, models, replace_jpu, use_backend
 pytestmark = needs_host
 
 FUSED = ["upsample_concat forward", "separable_pyramid forward"]
-INFERENCE = ["norm_relu", *FUSED]  # where nothing needs a gradient: the stages' norms and ReLUs too
+INFERENCE = ["norm_relu forward", *FUSED]  # where nothing needs a gradient: the stages' norms and ReLUs too
 
 
 def levels_of(**kwargs: Any) -> list[Tensor]:

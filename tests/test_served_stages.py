@@ -85,7 +85,7 @@ def test_so_are_those_of_both_halves_of_a_jpu_x() -> None:
     with use_backend("host"), host.record() as launches:
         out = jpu(*inputs)[-1]
         reason = explain(jpu, *inputs).reason
-    assert [launch.kernel for launch in launches] == ["norm_relu", "upsample_concat forward"] * 2
+    assert [launch.kernel for launch in launches] == ["norm_relu forward", "upsample_concat forward"] * 2
     assert "upsample_concat; PyTorch serves the branches (" in reason
     assert "; PyTorch convolves in the stages, and one launch does all their norms and ReLUs" in reason
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
@@ -139,7 +139,7 @@ def test_in_another_mode_pytorch_resizes_what_was_served() -> None:
     jpu, levels = randomise(JPU(CHANNELS, 8, up_kwargs={"mode": "nearest"})).double().eval(), levels_of()
     assert_served(jpu, levels)
     jpu.dilation1[0].register_forward_hook(lambda module, args, out: None)
-    assert_served(jpu, levels, ["norm_relu"])
+    assert_served(jpu, levels, ["norm_relu forward"])
     with use_backend("host"):
         answer = explain(jpu, *levels)
     assert answer.backend == "host"
@@ -158,7 +158,7 @@ def test_features_are_no_worse_than_pytorchs_and_keep_their_format(
         truths = copy.deepcopy(jpu).double()._features([x.double() for x in levels])
     with use_backend("host"), host.record() as launches:
         features = jpu._features(levels)
-    assert [launch.kernel for launch in launches] == ["norm_relu"]
+    assert [launch.kernel for launch in launches] == ["norm_relu forward"]
     for got, torchs, truth in zip(features, expected, truths, strict=True):
         assert (got.dtype, got.stride()) == (torchs.dtype, torchs.stride())
         errors = [float((x.double() - truth).abs().max()) for x in (got, torchs)]
@@ -177,7 +177,7 @@ def test_under_autocast_features_have_its_dtype(dtype: torch.dtype, norms: torch
         with use_backend("host"), host.record() as launches:
             features = jpu._features(levels)
             reason = explain(jpu, *levels).reason
-    assert [launch.kernel for launch in launches] == ["norm_relu"]
+    assert [launch.kernel for launch in launches] == ["norm_relu forward"]
     assert "one launch does all their norms and ReLUs" in reason
     assert [x.dtype for x in features] == [x.dtype for x in expected] == [dtype] * 3
     for got, torchs in zip(features, expected, strict=True):
@@ -187,7 +187,7 @@ def test_under_autocast_features_have_its_dtype(dtype: torch.dtype, norms: torch
 def test_empty_batches_are_served() -> None:
     out, kernels = run(jpu_of(), [level[:0] for level in levels_of()], "host")
     assert out.shape == (0, 32, 7, 9)
-    assert "norm_relu" not in kernels
+    assert "norm_relu forward" not in kernels
 
 
 def test_convolutions_are_counted_as_before() -> None:
@@ -350,7 +350,7 @@ def test_forward_mode_is_pytorchs() -> None:
         assert "PyTorch serves the stages (forward-mode derivatives are PyTorch's)" in reason_for(
             jpu, [dual, *levels[1:]]
         )
-        assert "norm_relu" not in run(jpu, [dual, *levels[1:]], "host")[1]
+        assert "norm_relu forward" not in run(jpu, [dual, *levels[1:]], "host")[1]
 
 
 # --- compilers ------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ int64_t plan(Params& p) {
 template <class T>
 void forward(Params p, void* stream) {
   const int64_t blocks = plan<T>(p);
-  launch("norm_relu", &norm_relu_forward<T>, {blocks, kThreads}, p, stream, [&](auto declare) {
+  launch("norm_relu forward", &norm_relu_forward<T>, {blocks, kThreads}, p, stream, [&](auto declare) {
     const int64_t norm_bytes = p.norms_in_sums ? sizeof(Accumulate<T>) : sizeof(T);
     for (int i = 0; i < p.levels; ++i) {
       const Level& l = p.level[i];

@@ -25,14 +25,19 @@ from rich.table import Table
 
 from jpu_cuda._source import source_hash
 
-from . import separable_pyramid, upsample_concat, upsample_fold
+from . import norm_relu, separable_pyramid, upsample_concat, upsample_fold
 from .faults import DoesNotApply, Fault
 from .trial import ROOT, Check, Tree, TrialError, Verdict, accept_original, try_fault
 
 OUT = ROOT / "out"
-FAULTS = [*upsample_concat.FAULTS, *upsample_fold.FAULTS, *separable_pyramid.FAULTS]
+FAULTS = [*upsample_concat.FAULTS, *upsample_fold.FAULTS, *norm_relu.FAULTS, *separable_pyramid.FAULTS]
 LEAST_CAUGHT = 0.95
-TEST_FILES = ("test_upsample_concat.py", "test_upsample_concat_limits.py", "test_upsample_fold.py")
+TEST_FILES = (
+    "test_upsample_concat.py",
+    "test_upsample_concat_limits.py",
+    "test_upsample_fold.py",
+    "test_norm_relu.py",
+)
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 180)
 
