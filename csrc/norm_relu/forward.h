@@ -1,9 +1,12 @@
 // Norm and ReLU of a tile: all loads first, then the terms of its channels, then all stores.
 #pragma once
 
+#include <type_traits>
+
 #include "common/blocks.h"
 #include "common/norm.h"
 #include "device/memory.h"
+#include "device/word.h"
 #include "norm_relu/norm_relu.h"
 
 namespace jpu::norm_relu {
@@ -15,32 +18,38 @@ struct Terms {
   alignas(kVectorBytes) A shift[kMostChannels];
 };
 
-// What a thread owns at each step.
+// What a thread owns at each step. Elements of two bytes stay in words of two: eight vectors of single ones, which a
+// compiler may hold in a register each, would not fit.
 template <class T, int V>
 struct Pack {
-  T at[V];
+  static constexpr bool kWords = V > 1 && sizeof(T) == 2;
+  static constexpr int kSize = kWords ? kWordSize<T> : 1;  // elements of a part
+  using Part = std::conditional_t<kWords, uint32_t, T>;
+  Part at[V / kSize];
 };
 
-template <int V, class T>
+template <class T, int V>
 JPU_DEVICE Pack<T, V> load_pack(const T* address) {
+  using Part = typename Pack<T, V>::Part;
   if constexpr (V == 1) {
     return {load(address)};
   } else {
-    const Vector<T> vector = load_vector(address);
+    const Vector<Part> vector = load_vector(reinterpret_cast<const Part*>(address));
     Pack<T, V> result;
-    JPU_UNROLL for (int v = 0; v < V; ++v) result.at[v] = vector.at[v];
+    JPU_UNROLL for (int i = 0; i < Vector<Part>::kSize; ++i) result.at[i] = vector.at[i];
     return result;
   }
 }
 
 template <class T, int V>
 JPU_DEVICE void store_pack(T* address, const Pack<T, V>& pack) {
+  using Part = typename Pack<T, V>::Part;
   if constexpr (V == 1) {
     store(address, pack.at[0]);
   } else {
-    Vector<T> vector;
-    JPU_UNROLL for (int v = 0; v < V; ++v) vector.at[v] = pack.at[v];
-    store_vector(address, vector);
+    Vector<Part> vector;
+    JPU_UNROLL for (int i = 0; i < Vector<Part>::kSize; ++i) vector.at[i] = pack.at[i];
+    store_vector(reinterpret_cast<Part*>(address), vector);
   }
 }
 
@@ -65,10 +74,34 @@ JPU_DEVICE int64_t offset_in(const Level& level, const Strides& stride, int n, i
   return offset_of(stride, n, c, pixel / width, pixel % width);
 }
 
-template <class T>
-JPU_DEVICE T norm_relu(T x, Accumulate<T> scale, Accumulate<T> shift) {
-  const Accumulate<T> value = multiply_add(scale, widen(x), shift);
-  return narrow<T>(value < 0 ? Accumulate<T>(0) : value);  // NaN passes
+template <class A>
+JPU_DEVICE A norm_relu(A x, A scale, A shift) {
+  const A value = multiply_add(scale, x, shift);
+  return value < 0 ? A(0) : value;  // NaN passes
+}
+
+// Of a whole pack.
+//
+// Args:
+//   Step: from the terms of an element to those of the next, 0 where one channel has them all.
+template <int Step, class T, int V, class A, int N>
+JPU_DEVICE Pack<T, V> norm_relu_pack(const Pack<T, V>& x, const A (&scale)[N], const A (&shift)[N]) {
+  constexpr int kSize = Pack<T, V>::kSize;
+  Pack<T, V> y;
+  JPU_UNROLL for (int i = 0; i < V / kSize; ++i) {
+    if constexpr (Pack<T, V>::kWords) {
+      A values[kSize];
+      widen_word<T>(x.at[i], values);
+      JPU_UNROLL for (int k = 0; k < kSize; ++k) {
+        const int v = (i * kSize + k) * Step;
+        values[k] = norm_relu(values[k], scale[v], shift[v]);
+      }
+      y.at[i] = narrow_word<T>(values);
+    } else {
+      y.at[i] = narrow<T>(norm_relu(A(widen(x.at[i])), scale[i * Step], shift[i * Step]));
+    }
+  }
+  return y;
 }
 
 // A block's tile of a level: V elements of channels a lane, and rows of pixels; or the other way round.
@@ -93,8 +126,8 @@ JPU_DEVICE void serve(const Level& level, bool norms_in_sums, Terms<T>& terms) {
     const uint32_t at_outer = outer + i * level.rows;
     if (takes_part && at_outer < outers) {
       const int c = static_cast<int>(ChannelsInside ? inner : at_outer);
-      x[i] = load_pack<V>(static_cast<const T*>(level.in) +
-                          offset_in(level, level.in_stride, n, c, ChannelsInside ? at_outer : inner));
+      x[i] = load_pack<T, V>(static_cast<const T*>(level.in) +
+                             offset_in(level, level.in_stride, n, c, ChannelsInside ? at_outer : inner));
     }
   }
 
@@ -122,14 +155,10 @@ JPU_DEVICE void serve(const Level& level, bool norms_in_sums, Terms<T>& terms) {
       scale[0] = terms.scale[at_outer - first_outer];
       shift[0] = terms.shift[at_outer - first_outer];
     }
-    Pack<T, V> y;
-    JPU_UNROLL for (int v = 0; v < V; ++v) {
-      y.at[v] = norm_relu(x[i].at[v], scale[ChannelsInside ? v : 0], shift[ChannelsInside ? v : 0]);
-    }
     const int c = static_cast<int>(ChannelsInside ? inner : at_outer);
     store_pack(static_cast<T*>(level.out) +
                    offset_in(level, level.out_stride, n, c, ChannelsInside ? at_outer : inner),
-               y);
+               norm_relu_pack<ChannelsInside ? 1 : 0>(x[i], scale, shift));
   }
 }
 

@@ -10,20 +10,20 @@ _BINDING = f"{_FOLDER}/binding.cpp"
 
 _KERNEL = [
     Fault("relu-no-barrier", _FORWARD, "  block_barrier();\n", "", "Terms are read before they are there."),
-    Fault("relu-none", _FORWARD, "value < 0 ? Accumulate<T>(0) : value", "value", "Negative values pass."),
+    Fault("relu-none", _FORWARD, "value < 0 ? A(0) : value", "value", "Negative values pass."),
     Fault(
         "relu-stops-nan",
         _FORWARD,
-        "value < 0 ? Accumulate<T>(0) : value",
-        "value > 0 ? value : Accumulate<T>(0)",
+        "value < 0 ? A(0) : value",
+        "value > 0 ? value : A(0)",
         "NaN becomes 0.",
     ),
     Fault(
-        "relu-rounds-before-the-sum",
+        "relu-product-is-off",
         _FORWARD,
-        "multiply_add(scale, widen(x), shift)",
-        "widen(narrow<T>(scale * widen(x))) + shift",
-        "The product is rounded to the levels' type.",
+        "multiply_add(scale, x, shift)",
+        "static_cast<A>(static_cast<float>(scale * x) * 1.001f) + shift",
+        "The product is off by a thousandth.",
     ),
     Fault(
         "relu-scale-is-shift",
@@ -63,9 +63,30 @@ _KERNEL = [
     Fault(
         "relu-one-term-a-vector",
         _FORWARD,
-        "scale[ChannelsInside ? v : 0]",
+        "scale[i * Step]",
         "scale[0]",
-        "A vector of channels has its first one's scale.",
+        "A vector of float32 or float64 has its first channel's scale.",
+    ),
+    Fault(
+        "relu-one-term-a-word",
+        _FORWARD,
+        "const int v = (i * kSize + k) * Step;",
+        "const int v = i * kSize * Step;",
+        "Both halves of a word have the first one's terms.",
+    ),
+    Fault(
+        "relu-terms-of-the-first-words",
+        _FORWARD,
+        "const int v = (i * kSize + k) * Step;",
+        "const int v = k * Step;",
+        "All words of a vector have the first one's terms.",
+    ),
+    Fault(
+        "relu-steps-along-pixels",
+        _FORWARD,
+        "norm_relu_pack<ChannelsInside ? 1 : 0>",
+        "norm_relu_pack<0>",
+        "A vector of channels has its first one's terms.",
     ),
     Fault(
         "relu-second-half-of-terms",
