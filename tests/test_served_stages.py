@@ -13,6 +13,7 @@ from strategies import needs_host
 from test_served_norms import FUSED, INFERENCE, levels_of, run
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -279,6 +280,14 @@ def test_norms_of_several_dtypes_are_pytorchs() -> None:
     jpu.conv4[1].float()
     assert "(norms have torch.bfloat16 and torch.float32, their input torch.bfloat16)" in reason_for(jpu, levels)
     assert run(jpu, levels, "host")[1] == FUSED
+
+
+@pytest.mark.parametrize("path", ["conv3.0", "conv4.1"])
+def test_tensors_of_their_own_kind_are_left_to_their_operators(path: str) -> None:
+    jpu, levels = jpu_of(), levels_of()
+    weight = jpu.get_submodule(path).weight.detach()
+    jpu.get_submodule(path).weight = nn.Parameter(TwoTensor(weight, weight))
+    assert "PyTorch serves the stages (a tensor is a TwoTensor)" in reason_for(jpu, levels)
 
 
 def test_a_jpu_of_group_norms_runs_as_it_stands() -> None:

@@ -112,13 +112,18 @@ def check_norm_dtypes(values: Sequence[Tensor], like: Tensor) -> None:
         raise Unfit(f"norms have {listed(kinds)}, their input {like.dtype}")
 
 
+def check_types(tensors: Sequence[Tensor]) -> None:
+    """That none is of a package's own kind, which has operators of its own."""
+    if {type(tensor) for tensor in tensors} - {Tensor, nn.Parameter}:
+        for tensor in filter(is_traceable_wrapper_subclass, tensors):
+            raise Unfit(f"a tensor is a {type(tensor).__name__}")
+
+
 def check_tensors(tensors: Sequence[Tensor], like: Tensor) -> None:
     """That kernels can read them where they are."""
     if (devices := {tensor.device for tensor in tensors}) != {like.device}:
         raise Unfit(f"weights are on {listed(devices)}, their input on {like.device}")
-    if {type(tensor) for tensor in tensors} - {Tensor, nn.Parameter}:
-        for tensor in filter(is_traceable_wrapper_subclass, tensors):
-            raise Unfit(f"a weight is a {type(tensor).__name__}")
+    check_types(tensors)
     if not all(tensor.is_contiguous() for tensor in tensors):
         raise Unfit("a weight is not contiguous")
 

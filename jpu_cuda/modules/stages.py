@@ -12,14 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .parts import Part, Proof, Unfit, add_leaves, check_class, check_norm, check_norm_dtypes, check_tensors, columns_of
+from .parts import (
+    Part,
+    Proof,
+    Unfit,
+    add_leaves,
+    check_class,
+    check_norm,
+    check_norm_dtypes,
+    check_tensors,
+    check_types,
+    columns_of,
+)
 from .plain import hooks_everywhere, name_of
 
 
 class Stages(NamedTuple):
     """A convolution and a norm a level."""
 
-    convolutions: list[nn.Module]
+    convolutions: list[nn.Conv2d]
     weight: list[Tensor | None]
     bias: list[Tensor | None]
     mean: list[Tensor]
@@ -54,12 +65,12 @@ def read(
     values = [value for value in (*weight, *bias, *mean, *var) if value is not None]
     check_norm_dtypes(values, like)
     check_tensors(values, like)
+    weights = [w for convolution in convolutions for w in (convolution.weight, convolution.bias) if w is not None]
+    check_types((*levels, *weights))  # by which their results go
     if forward_ad._current_level >= 0:
         raise Unfit("forward-mode derivatives are PyTorch's")
-    if torch.is_grad_enabled():
-        weights = [parameter for convolution in convolutions for parameter in convolution.parameters()]
-        if any(tensor.requires_grad for tensor in (*levels, *weights, *values)):
-            raise Unfit("gradients are PyTorch's")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*levels, *weights, *values)):
+        raise Unfit("gradients are PyTorch's")
     return Stages(convolutions, weight, bias, mean, var, eps)
 
 

@@ -249,11 +249,11 @@ _PLAN = [
         "All levels begin at block 0.",
     ),
     Fault(
-        "relu-declares-norms-wide",
+        "relu-declares-norms-narrow",
         _LAUNCH,
         "p.norms_in_sums ? sizeof(Accumulate<T>) : sizeof(T)",
-        "sizeof(Accumulate<T>)",
-        "Norms of half precision are taken to reach twice as far.",
+        "sizeof(T)",
+        "Norms of float32 beside halves are taken to reach half as far.",
     ),
     Fault(
         "relu-rows-without-bound",

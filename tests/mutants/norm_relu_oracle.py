@@ -55,7 +55,7 @@ def aligned_levels_go_by_vectors_in_few_blocks() -> None:
     for case, blocks in (
         (one(16, (3, 5), "channels_last"), 1),
         (one(64, (2, 2), "channels_last", batch=16), 1),
-        (one(64, (33, 8)), 4),
+        (one(120, (33, 8)), 4),  # 33 vectors as 17 and 16, which leaves room for 15 rows of channels
         (one(64, (16, 16), batch=1), 1),
     ):
         arguments = replace(case, dtype=torch.float16).arguments()
