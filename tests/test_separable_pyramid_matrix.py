@@ -209,8 +209,10 @@ def test_splits_of_a_tiles_chunks_fetch_what_they_make() -> None:
 @POLICIES
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_elements_that_lie_together_are_read_together(layout: str, policy: str) -> None:
-    """Odd channels are read one by one: columns of a row, or channels of a pixel. The other way round each element would
-    fetch a sector of its own, of which it is an eighth; halos and the ends of rows leave parts of sectors unused.
+    """Odd channels are read one by one: columns of a row, or channels of a pixel.
+
+    The other way round each element would fetch a sector of its own, of which it is an eighth; halos and the ends of
+    rows leave parts of sectors unused.
     """
     case = Pyramid(1, (31,), 1, (8, 32), (1,), torch.float32, layout, "none", policy=policy)
     counters = launches_of(case)[0].counters

@@ -134,7 +134,7 @@ def test_explain_names_the_backend_and_what_it_serves() -> None:
         )
     assert (training.backend, training.policy) == ("host", "torch")
     assert (fixed.backend, fixed.policy) == ("host", "fma")
-    assert "upsample_concat; PyTorch serves the stages and the branches (dilation1.0.bn takes batch" in training.reason
+    assert "upsample_concat; PyTorch serves the branches (dilation1.0.bn takes batch" in training.reason
     assert "all branches in one launch (a device without tensor cores was asked for); PyTorch serves" in fixed.reason
     wide = JPU(CHANNELS, width=64).eval()
     for policy, served in (
@@ -211,7 +211,7 @@ def test_a_changed_submodule_acts_and_is_named(change: Callable[[JPU], None], na
         reason = explain(jpu, *levels).reason
     assert not torch.allclose(out, before)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    assert f"PyTorch serves the stages and the branches ({named}" in reason
+    assert f"PyTorch serves the branches ({named}" in reason
 
 
 def test_a_changed_stage_acts_beside_the_kernels() -> None:
