@@ -160,7 +160,7 @@ def matrices_read_what_lies_together() -> None:
 
 def matrices_of_little_tiles() -> None:
     """Bytes of the image that blocks fetch by those of its pixels, and slots of tiles by its pixels."""
-    for size, dilation in (((60, 60), 8), ((64, 64), 2), ((64, 64), 16), ((60, 60), 4), ((8, 24), 1), ((33, 8), 2)):
+    for size, dilation in (((20, 32), 2), ((60, 60), 8), ((64, 64), 16), ((8, 24), 1), ((33, 8), 2)):
         case = Pyramid(1, (32,), 8, size, (dilation,), HALF, "channels_last", "none", policy="two-pass")
         (normalise, _product) = launches_of(case)
         pixels = size[0] * size[1]
