@@ -244,7 +244,7 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(PROVIDERS)} (all but host)",
     )
     parser.add_argument("--device", type=device, default="auto", help="as of table2")
-    parser.add_argument("--seconds", type=positive_float, default=0.4, help="for timing each (%(default)s)")
+    parser.add_argument("--seconds", type=positive_float, default=0.2, help="for timing each (%(default)s)")
     parser.add_argument(
         "--budget", type=positive_float, default=540.0, help="seconds in which the last should end (%(default)s)"
     )

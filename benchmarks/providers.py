@@ -153,14 +153,15 @@ def serve(
 
 
 @contextmanager
-def settings(tf32: bool | None = None, depthwise: str = "auto") -> Iterator[None]:
-    """PyTorch's switches: shapes do not change, so cuDNN may try its algorithms out.
+def settings(tf32: bool | None = None, depthwise: str = "auto", benchmark: bool = True) -> Iterator[None]:
+    """PyTorch's switches.
 
     Args:
         tf32: whether float32 may be rounded to TF32 in matrix products and convolutions; None for PyTorch's choice.
         depthwise: ``torch.backends.cudnn.depthwise_kernel``, where there is one.
+        benchmark: whether cuDNN tries its algorithms out, which is worth it where shapes do not change.
     """
-    wanted: list[tuple[Any, str, Any]] = [(torch.backends.cudnn, "benchmark", True)]
+    wanted: list[tuple[Any, str, Any]] = [(torch.backends.cudnn, "benchmark", benchmark)]
     if tf32 is not None:
         wanted += [(torch.backends.cudnn, "allow_tf32", tf32), (torch.backends.cuda.matmul, "allow_tf32", tf32)]
     if hasattr(torch.backends.cudnn, "depthwise_kernel"):

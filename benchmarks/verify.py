@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jpu_cuda import use_backend
 
+from .providers import settings
 from .systems import FORMATS
 
 FACTOR = 1.25
@@ -49,7 +50,7 @@ class Truth:
         return Truth(value, baselines[0].dtype, max(errors), max(squares))
 
 
-def find_truth(model: nn.Module, inputs: Sequence[Tensor], pick: Callable[[Any], Tensor]) -> Truth:
+def find_truth(model: nn.Module, inputs: Sequence[Tensor], pick: Callable[[Any], Tensor], tf32: bool = False) -> Truth:
     """What a model's result should be, and PyTorch's own error in the current settings.
 
     That is of plain eager NCHW and channels_last: they sum in other orders, and neither is the one that is meant.
@@ -58,14 +59,33 @@ def find_truth(model: nn.Module, inputs: Sequence[Tensor], pick: Callable[[Any],
         model: in eval mode, in the dtype under test.
         inputs: of one image.
         pick: what of a result is compared.
+        tf32: whether convolutions may round their operands to TF32. cuDNN may, and need not: which it does goes by
+            what is fastest for a shape, so the error of eager with operands that are TF32 counts too.
     """
     with torch.no_grad(), use_backend("reference"):
-        value = pick(copy.deepcopy(model).double()(*(x.double() for x in inputs)))
+        with settings(benchmark=False):
+            value = pick(copy.deepcopy(model).double()(*(x.double() for x in inputs)))
         baselines = []
         for layout in FORMATS.values():
             baseline = copy.deepcopy(model).to(memory_format=layout)
             baselines.append(pick(baseline(*(x.contiguous(memory_format=layout) for x in inputs))))
+        if tf32:
+            baselines.append(pick(_with_tf32_operands(model)(*inputs)))
     return Truth.of(value, baselines)
+
+
+def _with_tf32_operands(model: nn.Module) -> nn.Module:
+    """A copy whose dense convolutions see what tensor cores do: 10 of the 23 bits, the others cut off."""
+    model = copy.deepcopy(model)
+
+    def cut(x: Tensor) -> Tensor:
+        return (x.view(torch.int32) & -(2**13)).view(torch.float32)
+
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv2d) and conv.groups == 1:
+            conv.weight.data = cut(conv.weight.data)
+            conv.register_forward_pre_hook(lambda _, arguments: (cut(arguments[0]), *arguments[1:]))
+    return model
 
 
 def assert_no_worse(actual: Tensor, truth: Truth, deep: bool = False) -> None:

@@ -112,7 +112,8 @@ class Products(nn.Module):
         channels = 3 * like.channels
         self.into = into
         self.weight = nn.Parameter(torch.randn(DILATIONS, channels, like.channels, **kind) / channels**0.5)
-        self.out = torch.empty(like.batch * like.height * like.width, DILATIONS * like.channels, **kind)
+        pixels = like.batch * like.height * like.width if into == "slices" else 0
+        self.out = torch.empty(pixels, DILATIONS * like.channels, **kind)
 
     def forward(self, operand: Tensor) -> Tensor:
         """[D, pixels, 3·channels] → [D, pixels, channels] or [pixels, D·channels]."""
@@ -174,7 +175,7 @@ def prepare(workload: Workload, provider: Provider, device: torch.device) -> Pre
             flops = 2.0 * model.weight.numel() * workload.batch * pixels
         else:
             last = [x[-1:] for x in inputs]
-            truth = find_truth(model, last, partial(_output, workload.part))
+            truth = find_truth(model, last, partial(_output, workload.part), workload.dtype == "tf32")
             with use_backend("reference"):
                 flops = 2e9 * measure.multiply_adds(model, *last) * workload.batch
     return Prepared(workload, model, inputs, truth, flops)

@@ -21,6 +21,13 @@ def same_for_convolution(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype
 
 
+def as_convolved(level: Tensor) -> Tensor:
+    """A tensor with the device and dtype of what convolutions make of ``level``: under autocast they have its dtype."""
+    if is_autocasting(level.device) and level.dtype != torch.float64:
+        return level.new_empty(0, dtype=torch.get_autocast_dtype(level.device.type))
+    return level
+
+
 def check_flag(name: str, value: bool) -> None:
     """Raises TypeError for anything but a bool: 0.5 or "no" would count as True."""
     if not isinstance(value, bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from contextvars import ContextVar, Token
@@ -122,7 +123,9 @@ def matrix_options() -> MatrixOptions:
 # Nothing for torch.compile to look into: a compiled function keeps what held when it was compiled.
 @torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
-    """Whether PyTorch's own convolutions of float32 may use TF32."""
+    """Whether PyTorch's own convolutions of float32 may use TF32: those of cuDNN, which NVIDIA's override rules too."""
+    if not torch.backends.cudnn.enabled or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
     if hasattr(
         torch.backends.cudnn, "conv"
     ):  # since torch 2.9; the older name raises where convolutions have their own
@@ -136,7 +139,7 @@ class Explanation:
 
     Attributes:
         backend: ``"cuda"``, ``"host"`` or ``"reference"``.
-        policy: how that backend does its matrix products; ``"torch"`` for the reference.
+        policy: how the matrix products of the branches are done; ``"torch"`` where PyTorch does them.
         reason: why, in one sentence.
     """
 

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import is_autocasting
+from ._checks import as_convolved
 from .backend import Explanation, choose, matrix_options
-from .modules.branches import Branches, Unfit
+from .modules.branches import Branches
 from .modules.core import JointPyramid
 from .modules.fastfcn import JPU_X
+from .modules.parts import Unfit
 
 
 def explain(module: nn.Module, *inputs: Any) -> Explanation:
@@ -22,9 +23,10 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
 
     Returns:
         An object with ``backend``, ``policy`` and ``reason``, whose ``str()`` is a sentence. A backend other
-        than the reference serves all that follows the stages, which are PyTorch's, in two launches; or, where the
-        branches are more than their convolutions and norms of fixed statistics, the upsample-concat alone. The
-        reason says which and why.
+        than the reference serves all that follows the stages in two launches; or, where the branches are more than
+        their convolutions and norms of fixed statistics, the upsample-concat alone. Of the stages, whose convolutions
+        are PyTorch's, it serves all norms and ReLUs in one launch, where nothing needs a gradient and norms are fixed.
+        The reason says which and why.
 
     Raises:
         TypeError: not a JPU of this package.
@@ -36,40 +38,45 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
             f"module: expected a JPU of jpu_cuda (for one inside a model, pass that submodule; for one of "
             f"another package, call replace_jpu first), got {type(module).__name__}"
         )
-    level = module.levels_of(*inputs)[0]
+    levels = module.levels_of(*inputs)
     pyramids = [part for part in module.modules() if isinstance(part, JointPyramid)]
-    features = _as_features(level)
+    features = as_convolved(levels[0])
     answer = choose(features)
     if answer.backend == "reference":
         return answer
     resize = all(pyramid.resizes_bilinearly for pyramid in pyramids)
-    by_torch = f" and resizes, since the kernels do so with mode 'bilinear', got up_kwargs {pyramids[0].up_kwargs}"
+    by_torch = f"PyTorch resizes, since the kernels do so with mode 'bilinear', got up_kwargs {pyramids[0].up_kwargs}"
+    kernels = False  # whether anything is theirs
+    try:
+        for pyramid in pyramids:
+            pyramid.fused_stages(levels)
+    except Unfit as why_not:
+        stages = f"PyTorch serves the stages ({why_not})"
+    else:
+        stages = "PyTorch convolves in the stages, and one launch does all their norms and ReLUs"
+        kernels = True
     try:
         branches = [pyramid.fused_branches(features) for pyramid in pyramids]
     except Unfit as why_not:
-        if not resize:
-            return Explanation("reference", "torch", f"PyTorch serves the branches ({why_not}){by_torch}")
-        served = f"upsample_concat; PyTorch serves the stages and the branches ({why_not})"
+        answer = replace(answer, policy="torch")
+        served = [f"PyTorch serves the branches ({why_not})"]
+        if resize:
+            served.insert(0, "upsample_concat")
+            kernels = True
     else:
         first = "one launch resizes and folds the norms" if resize else "one launch folds the norms"
-        policy, why = _policy(features, pyramids[0], branches[0])
+        policy, why = _policy(features, branches[0])
         then = "all branches in two launches at a time" if policy == "two-pass" else "all branches in one launch"
-        served = f"{first}, then {then} ({why}); PyTorch serves the stages{'' if resize else by_torch}"
+        served = [f"{first}, then {then} ({why})"]
         answer = replace(answer, policy=policy)
-    return replace(answer, reason=f"{answer.reason}: {served}")
+        kernels = True
+    parts = "; ".join([*served, stages, *([] if resize else [by_torch])])
+    return replace(answer, reason=f"{answer.reason}: {parts}") if kernels else Explanation("reference", "torch", parts)
 
 
-def _policy(features: Tensor, pyramid: JointPyramid, branches: Branches) -> tuple[str, str]:
+def _policy(features: Tensor, branches: Branches) -> tuple[str, str]:
     """How the products of a pyramid's branches are done, and why."""
-    outputs, channels = branches.pointwise[0].shape[:2]
-    widths = [channels // pyramid.num_levels] * pyramid.num_levels  # all stages of a family have one width
-    found: str = torch.ops.jpu_cuda.separable_pyramid_policy(features, widths, outputs, *matrix_options())
+    outputs = branches.pointwise[0].shape[0]
+    found: str = torch.ops.jpu_cuda.separable_pyramid_policy(features, outputs, *matrix_options())
     policy, _, why = found.partition(": ")
     return policy, why
-
-
-def _as_features(level: Tensor) -> Tensor:
-    """A tensor like those that the stages make of ``level``: under autocast they have its dtype."""
-    if is_autocasting(level.device) and level.dtype != torch.float64:
-        return level.new_empty(0, dtype=torch.get_autocast_dtype(level.device.type))
-    return level

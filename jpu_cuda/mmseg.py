@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .modules.branches import runs_children_in_order
 from .modules.core import JointPyramid
 from .modules.layout import MMSEG
+from .modules.parts import runs_children_in_order
 
 __all__ = ["JPU"]
 

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from . import mmseg
-from .modules.branches import prove
+from .modules import branches, stages
 from .modules.core import JointPyramid
 from .modules.fastfcn import JPU, JPU_X, JUM, TramacJPU
 from .modules.layout import Layout
+from .modules.parts import prove
 from .modules.sssegmentation import SSSegmentationJPU
 
 _CLASSES: tuple[type[JointPyramid], ...] = (JPU, TramacJPU, mmseg.JPU, SSSegmentationJPU)
@@ -27,8 +28,8 @@ def replace_jpu(model: nn.Module) -> list[tuple[str, str]]:
     ``torch.nn.utils.parametrize`` does it; so parameters, buffers, optimizers that hold them, hooks,
     state_dict keys, device, dtype, mode, and every reference to the module stay as they are, the
     model itself included if it is a JPU. What structure cannot show is not looked for: the original's
-    ``forward`` is replaced by the family's, whatever it did. Its branches keep theirs; copies of them are tried
-    out, and the kernels take those that run their layers in order and do no more.
+    ``forward`` is replaced by the family's, whatever it did. Its stages and branches keep
+    theirs; copies of them are tried out, and the kernels take those that run their layers in order and do no more.
 
     Args:
         model: any module.
@@ -73,10 +74,11 @@ class _Adoption:
         module = self.module
         module.__class__ = self.cls
         module.configure(self.structure.level_channels, len(self.structure.dilations), self.up_kwargs)
-        paths = map(self.cls.layout.branch, range(module.num_branches))
-        module.proven = {
-            name: proof for path in paths for name, proof in prove(path, module.get_submodule(path)).items()
-        }
+        module.proven = {}
+        for path in map(self.cls.layout.stage, range(module.num_levels)):
+            module.proven |= prove(path, module.get_submodule(path), stages.parts_of)
+        for path in map(self.cls.layout.branch, range(module.num_branches)):
+            module.proven |= prove(path, module.get_submodule(path), branches.parts_of)
         if issubclass(self.cls, mmseg.LevelledJPU):
             if not hasattr(module, "in_channels"):
                 module.in_channels = tuple(module.in_channels_list)

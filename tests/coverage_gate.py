@@ -26,6 +26,7 @@ LEAST = 0.95
 TEST_FILES = (
     "test_upsample_concat.py",
     "test_upsample_fold.py",
+    "test_norm_relu.py",
     "test_separable_pyramid.py",
     "test_separable_pyramid_matrix.py",
     "test_upsample_concat_limits.py",

@@ -20,17 +20,15 @@ _PROGRAM = """
 
 using namespace jpu::separable_pyramid;
 
-extern "C" const char* jpu_choose(const char* requested, int arch, int shared_bytes, int type, int allow_tf32,
-                                  int64_t outputs, int64_t channels, int64_t padded_channels) {
+extern "C" const char* jpu_choose(const char* requested, int arch, int type, int allow_tf32, int64_t outputs) {
   static std::string text;
-  const Choice choice = choose(requested, {arch, 100, 0, shared_bytes},
-                               {static_cast<ElementType>(type), allow_tf32 != 0, outputs, channels, padded_channels});
+  const Choice choice = choose(requested, {arch, 100, 0}, {static_cast<ElementType>(type), allow_tf32 != 0, outputs});
   text = name_of(choice.policy) + (": " + choice.reason);
   return text.c_str();
 }
 
 extern "C" int64_t jpu_tiles(int multiprocessors, int64_t cache_bytes, int64_t tile_bytes, int64_t shares) {
-  return tiles_at_a_time({80, multiprocessors, 0, 0}, cache_bytes, tile_bytes, shares);
+  return tiles_at_a_time({80, multiprocessors, 0}, cache_bytes, tile_bytes, shares);
 }
 """
 _TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -41,12 +39,11 @@ class Policies:
     """policy.h of some sources.
 
     Attributes:
-        choose: "policy: reason" of a request, a compute capability, the bytes that a block may have, a dtype, whether
-            TF32 is allowed, outputs, channels, and these in whole chunks.
+        choose: "policy: reason" of a request, a compute capability, a dtype, whether TF32 is allowed, and outputs.
         tiles_at_a_time: of multiprocessors, bytes of cache, bytes of a tile, and blocks to one.
     """
 
-    choose: Callable[[str, int, int, torch.dtype, bool, int, int, int], str]
+    choose: Callable[[str, int, torch.dtype, bool, int], str]
     tiles_at_a_time: Callable[[int, int, int, int], int]
 
 
@@ -63,12 +60,12 @@ def policies(csrc: Path = CSRC) -> Policies:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         loaded = ctypes.CDLL(str(library))
     loaded.jpu_choose.restype = ctypes.c_char_p
-    loaded.jpu_choose.argtypes = [ctypes.c_char_p, *[ctypes.c_int] * 4, *[ctypes.c_int64] * 3]
+    loaded.jpu_choose.argtypes = [ctypes.c_char_p, *[ctypes.c_int] * 3, ctypes.c_int64]
     loaded.jpu_tiles.restype = ctypes.c_int64
     loaded.jpu_tiles.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3]
 
-    def choose(requested: str, arch: int, shared: int, dtype: torch.dtype, tf32: bool, *sizes: int) -> str:
-        text: bytes = loaded.jpu_choose(requested.encode(), arch, shared, _TYPES.index(dtype), tf32, *sizes)
+    def choose(requested: str, arch: int, dtype: torch.dtype, tf32: bool, outputs: int) -> str:
+        text: bytes = loaded.jpu_choose(requested.encode(), arch, _TYPES.index(dtype), tf32, outputs)
         return text.decode()
 
     return Policies(choose, loaded.jpu_tiles)

@@ -24,7 +24,7 @@ from jpu_cuda import (
     mmseg,
     use_backend,
 )
-from jpu_cuda.backend import requested_backend
+from jpu_cuda.backend import matrix_options, requested_backend
 
 
 @pytest.fixture(autouse=True)
@@ -209,6 +209,48 @@ def test_explain_refuses_the_dtype_that_jpu_x_refuses() -> None:
     for call in (lambda: explain(jpu, *levels), lambda: jpu(*levels)):
         with pytest.raises(ValueError, match="expected dtype torch.float32 as the module, got torch.float64"):
             call()
+
+
+@needs_host
+def test_explain_takes_tensors_without_data() -> None:
+    jpu = JPU((8, 16, 32), width=8).eval()
+    with use_backend("host", arch=80), FakeTensorMode(allow_non_fake_inputs=True):
+        answer = explain(jpu, *pyramid(dtype=torch.float32))
+    assert answer.policy == "auto"
+    assert "decided where there are tensors" in answer.reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("host",), {"policy": "tensor"}, "policy: expected one of 'auto', 'fma', 'mma', 'two-pass', got 'tensor'"),
+        (("reference",), {"policy": "mma"}, "policy: expected 'auto' for backend 'reference', which has no kernels"),
+        (("auto",), {"arch": 80}, "arch: expected None for backend 'auto', since only 'host' has no device, got 80"),
+        (("host",), {"arch": 8.0}, "arch: expected a compute capability such as 80 for 8.0, or None, got 8.0"),
+        (("host",), {"arch": True}, "arch: expected a compute capability such as 80 for 8.0, or None, got True"),
+        (("host",), {"arch": 8}, "arch: expected a compute capability such as 80 for 8.0, or None, got 8"),
+    ],
+)
+def test_options_that_a_backend_does_not_have_are_refused(
+    arguments: tuple[str], options: dict[str, object], message: str
+) -> None:
+    before = matrix_options()
+    with pytest.raises(ValueError, match=message):
+        use_backend(*arguments, **options)
+    assert matrix_options() == before
+
+
+@needs_host
+def test_options_end_with_their_block() -> None:
+    before = matrix_options()
+    with use_backend("host", arch=80, policy="two-pass"):
+        assert matrix_options()[1:] == (80, "two-pass")
+        with use_backend("auto", policy="fma"):
+            assert matrix_options()[1:] == (0, "fma")
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(matrix_options).result()[1:] == (0, "auto"), "threads start anew"
+        assert matrix_options()[1:] == (80, "two-pass")
+    assert matrix_options() == before
 
 
 def test_explain_refuses_other_modules() -> None:

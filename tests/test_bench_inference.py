@@ -6,7 +6,7 @@ import pytest
 import torch
 from inference_runs import CPU, SMALL, run, serve_wrongly, small_ceilings, timed
 
-from benchmarks import ceilings, environment, inference, measure, results, workloads
+from benchmarks import ceilings, environment, inference, measure, results, verify, workloads
 from benchmarks.ceilings import Ceilings, is_ceiling
 from benchmarks.providers import DEFAULT, PROVIDERS
 from benchmarks.workloads import Workload
@@ -93,13 +93,15 @@ def test_the_ceiling_is_the_fastest_product_and_a_copy(tmp_path, monkeypatch):
     assert found.products == {name: pytest.approx(2 * 32**3 / 4e-3 / 1e12) for name in ("bfloat16", "float32")}
     assert found.bandwidth == pytest.approx(2 * 2**12 / 4e-3 / 1e9)
     assert all(is_ceiling(row) for row in rows)
-    assert {row.case["side"] for row in rows if "side" in row.case} == {32}
 
 
-def test_a_whole_network_is_verified_and_timed(tmp_path):
-    outcome, _ = run(tmp_path, [Workload("fastfcn", 8, 6, 1, "bfloat16")], ["reference"])
+def test_a_whole_network_is_verified_and_timed(tmp_path, monkeypatch):
+    deep = []
+    monkeypatch.setattr(verify, "assert_no_worse", lambda *arguments: deep.append(arguments[2]))
+    outcome, _ = run(tmp_path, [Workload("fastfcn", 8, 6, 1, "bfloat16"), SMALL], ["reference"])
     assert outcome.failures == []
-    assert len(timed(outcome.rows)) == 2
+    assert len(timed(outcome.rows)) == 4
+    assert deep == [True, True, False, False]
 
 
 # --- verification ----------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def test_the_bound_is_of_the_dtype(tmp_path, dtype):
     outcome, _ = run(tmp_path, [replace(SMALL, dtype=dtype)], ["reference", "gemm", "gemm-slices"])
     assert outcome.failures == []
     assert len(timed(outcome.rows)) == 4
-    eps = torch.finfo(workloads.DTYPES[dtype]).eps
+    eps = 2**-10 if dtype == "tf32" else torch.finfo(workloads.DTYPES[dtype]).eps
     prepared = workloads.prepare(replace(SMALL, dtype=dtype), PROVIDERS["reference"], CPU)
     assert eps / 100 < prepared.truth.error < 100 * eps
 

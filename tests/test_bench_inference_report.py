@@ -25,7 +25,7 @@ def _rows(workload: Workload, provider: str, milliseconds: float, memory_format:
 def _ceilings(*dtypes: str) -> list[Row]:
     rows = []
     for dtype in dtypes:
-        case = {"ceiling": "matrix product", "dtype": dtype, "side": 8192}
+        case = {"ceiling": "matrix product", "dtype": dtype}
         rows += ceilings.timing_rows([1.0], CEILING, "throughput", case, "torch", WHERE)
     copied = {"ceiling": "copy", "bytes": 2**30}
     return [*rows, *ceilings.timing_rows([1.0], 3000.0, "bandwidth", copied, "torch", WHERE)]

@@ -95,6 +95,8 @@ def test_a_device_names_its_sources(device):
         ("rtx3090", 128, 32, 101376, 1, "shared memory"),  # all that a block may have
         ("rtx3090", 128, 32, 101377, 0, "shared memory"),  # one byte more
         ("a100", 40, 64, 0, 16, "registers"),  # two warps, the second not full
+        ("a100", 128, 73, 0, 6, "registers"),  # 2336 a warp, of which 2560 are handed out: 6 warps a quarter
+        ("a100", 64, 40, 0, 24, "registers"),  # 12 warps a quarter are 48, although 51 fit the SM
     ],
 )
 def test_occupancy_is_that_of_nvidias_rules(device, threads, registers, shared, blocks, limit):
@@ -154,6 +156,12 @@ def test_fewer_blocks_than_sms_leave_the_rest_idle():
     assert half.seconds["shared"] == pytest.approx(2 * full.seconds["shared"])
 
 
+def test_sms_are_idle_at_the_end_of_every_launch():
+    counts = {**COUNTS, "shared_accesses": 10**9, "blocks": 132}
+    one, two = (predict.predict(H100, replace(NEGLIGIBLE, launches=lambda *_, n=n: n), WORK, counts) for n in (1, 2))
+    assert two.seconds["shared"] == pytest.approx(2 * one.seconds["shared"])
+
+
 def test_l2_is_left_out_where_nothing_is_known_of_it():
     assert "L2" not in predict.predict(DEVICES["l4"], NEGLIGIBLE, WORK, COUNTS).seconds
 
@@ -170,6 +178,8 @@ def test_levels_that_the_cache_does_not_hold_are_read_once_for_each_dilation():
     levels = work.resized_bytes()
     assert KERNEL.read_again(work, levels) == 0
     assert KERNEL.read_again(work, levels - 1) == 3 * levels
+    small, large = (predict.predict(replace(H100, l2=cache), KERNEL, work) for cache in (levels - 1, levels))
+    assert small.seconds["DRAM"] - large.seconds["DRAM"] == pytest.approx(3 * levels / 3.0e12)
 
 
 def _code(**counts: int) -> tuple[Instruction, ...]:
@@ -225,6 +235,14 @@ def test_issue_slots_are_those_of_four_schedulers_on_each_sm():
     # 8 warps of 64 registers a thread: 32 warps, 4 blocks.
     assert found.occupancy is not None
     assert (found.occupancy.blocks, found.waves) == (4, pytest.approx(1320 / (132 * 4)))
+
+
+def test_dynamic_shared_memory_limits_blocks_too():
+    compiled = Compiled(Resources(registers=32, shared=0, spills=0), Program("k", PRODUCT.own, ()), None)
+    found = predict.predict(A100, replace(NEGLIGIBLE, dynamic_shared=80 * 1024), WORK, COUNTS, compiled)
+    assert found.occupancy is not None
+    assert (found.occupancy.blocks, found.occupancy.limit) == (2, "shared memory")
+    assert "issue" not in found.seconds
 
 
 ROW = results.Row(
@@ -296,6 +314,33 @@ def test_a_policy_is_the_sum_of_its_launches():
 
 def test_a_sum_with_an_unmeasured_part_is_not_measured():
     assert _cells(_line(FOLD, None), _line(KERNEL, 1.0))[-1]["measured"] == "–"
+
+
+def test_a_binary_is_shown_once_with_all_its_shared_memory():
+    program = Program("k", PRODUCT.own + COPY.own, (PRODUCT, COPY))
+    compiled = Compiled(Resources(registers=64, shared=1000, spills=4), program, PRODUCT)
+    kernel = replace(MMA, dynamic_shared=2000)
+    works = [replace(WORK, batch=batch) for batch in (1, 4)]
+    lines = [
+        sheet.Line(kernel, work, 1e-3, predict.predict(A100, kernel, work, COUNTS, compiled), COUNTS, compiled)
+        for work in works
+    ]
+    table = sheet.binaries(A100, lines)
+    rows = [dict(zip(table.columns, cells, strict=True)) for cells in table.lines]
+    assert [row["part"] for row in rows] == ["all", "main loop"]
+    expected = {"registers": "64", "spilled B": "4", "shared B": "3000", "blocks/SM": "4", "instr.": "76", "fp32": "64"}
+    assert {name: rows[0][name] for name in expected} == expected
+    assert (rows[1]["instr."], rows[1]["shared"], rows[1]["a product"]) == ("72", "6", "1.12")
+    assert "tensor" not in table.columns
+
+
+def test_counts_are_shown_in_their_units():
+    counts = {**COUNTS, "blocks": 2, "barriers": 5, "shared_accesses": 4_000_000, "bank_conflicts": 1_000_000}
+    counts |= {"global_read_bytes": 3_000_000, "global_read_sectors": 10**6, "distinct_read_bytes": 2_000_000}
+    counts |= {"global_write_bytes": 500_000, "multiply_adds": 2 * 10**9, "matrix_multiply_adds": 3 * 10**9}
+    table = sheet.counted([replace(_line(MMA, None), counts=counts), _line(FOLD, None)])
+    assert len(table.lines) == 1
+    assert table.lines[0][4:] == ["2", "3.00", "32.0", "2.00", "0.500", "4.00", "25.0", "2.50", "2.00", "3.00"]
 
 
 def test_tf32_has_its_floor_by_tensor_cores():

@@ -84,6 +84,21 @@ def test_loops_are_those_that_something_reaches(program):
     assert [loop.first for loop in program.loops] == [2, 8, 14]
 
 
+def test_a_condition_among_the_operands_lets_code_go_on():
+    text = SAMPLE.replace("@!P1 BRA `(.L_x_2)", "BRA.U UP0, `(.L_x_2)")
+    assert [loop.first for loop in find(parse(text), "product").loops] == [2, 8, 14]
+    # Without one, what follows is not reached, and so is the way back of the loop around it.
+    text = SAMPLE.replace("@!P1 BRA `(.L_x_2)", "BRA `(.L_x_2)")
+    assert [loop.first for loop in find(parse(text), "product").loops] == [8]
+
+
+def test_what_one_of_two_ways_back_misses_is_met_sometimes():
+    text = SAMPLE.replace("BAR.SYNC 0x0", "@P4 BRA `(.L_x_0)")
+    outer = find(parse(text), "product").loops[0]
+    assert [x.opcode for x in outer.always] == ["LDG", "BRA", "BRA"]
+    assert [[x.opcode for x in block] for block in outer.sometimes] == [["FFMA", "FFMA", "STS"], ["BRA"]]
+
+
 def test_a_loop_does_not_own_what_a_loop_in_it_has(program):
     outer, inner, _ = program.loops
     assert [x.opcode for x in inner.own] == ["LDSM", "HMMA", "HMMA", "IADD3", "BRA"]

@@ -13,7 +13,7 @@ from jpu_cuda import host, use_backend
 from jpu_cuda.host import Launch
 
 # 12 × 10 pixels fill no tile of either dilation.
-WORKS = [Work(2, 12, 10, dtype, channels=64, dilations=(1, 4)) for dtype in ("bfloat16", "float32")]
+WORKS = [Work(2, 12, 10, dtype, channels=64, dilations=(1, 4)) for dtype in ("bfloat16", "float16", "float32")]
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.dtype)
@@ -99,13 +99,14 @@ def test_kept_counts_that_were_broken_off_are_counted_anew(tmp_path):
     assert Counter(tmp_path).counts(kernel, work) == first
 
 
-def test_counts_of_other_sources_are_not_taken(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "value"), [("source_hash", lambda: "other"), ("_HERE", ("__main__.py",))])
+def test_counts_of_other_sources_are_not_taken(name, value, tmp_path, monkeypatch):
     kernel, work = KERNELS[0], Work(1, 8, 8, "bfloat16")
     Counter(tmp_path).counts(kernel, work)
-    monkeypatch.setattr(counts, "source_hash", lambda: "other")
-    ticks: list[str] = []
-    Counter(tmp_path, ticks.append).counts(kernel, work)
-    assert len(ticks) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(counts, name, value)
+    Counter(tmp_path).counts(kernel, work)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_sample_is_executed_once_for_all_kernels_of_a_call(tmp_path):

@@ -145,6 +145,19 @@ def test_a_policy_that_serves_is_no_worse_than_pytorch(policy):
         verify.assert_no_worse(prepared.last_image(call()), prepared.truth)
 
 
+def test_tf32_is_held_to_tf32_and_no_other_dtype_is():
+    tf32, float32 = (Workload("branches", 6, 5, 1, name, channels=64) for name in ("tf32", "float32"))
+    prepared = workloads.prepare(tf32, PLAIN, CPU)
+    with serve(Provider("host", policy="mma", arch=80), *prepared.in_format("channels_last"), tf32=True) as call:
+        result = prepared.last_image(call())
+    verify.assert_no_worse(result, prepared.truth)
+    precise = workloads.prepare(float32, PLAIN, CPU).truth
+    assert precise.value.equal(prepared.truth.value)
+    assert precise.error < prepared.truth.error / 100
+    with pytest.raises(verify.WrongResultError):
+        verify.assert_no_worse(result, precise)
+
+
 def test_the_compiler_is_told_whether_weights_are_constants(prepared, monkeypatch):
     found = []
 

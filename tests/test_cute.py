@@ -138,3 +138,13 @@ def test_a_program_may_hold_a_kernels_own_function_against_cute(tables: cute.Tab
         'int main() { std::printf("%d", jpu::kMatrixDepth<jpu::float16>); }\n'
     )
     assert cute.output_of(source, tmp_path) == "16"
+
+
+def test_the_pyramids_operands_lie_as_cute_would_place_them(tables: cute.Tables, tmp_path: Path) -> None:
+    """Its swizzle, a composition of CuTe's; and the columns that a thread's vector of outputs is the product with."""
+    lines = [line.split() for line in cute.output_of(cute.HERE / "pyramid.cpp", tmp_path).splitlines()]
+    assert {name: sum(line[0] == name for line in lines) for name in ("place", *DTYPES)} == {
+        "place": 256 * 4,
+        **dict.fromkeys(DTYPES, 32 * 64 // 4),
+    }
+    assert [line for line in lines if line[1] != line[2]] == []

@@ -174,7 +174,7 @@ def test_opcheck_of_folded_norms() -> None:
 
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 def test_under_autocast_it_has_the_dtype_of_a_convolution(low: torch.dtype) -> None:
-    case = replace(LARGE, terms="none")
+    case = replace(LARGE, terms="none", policy="auto")
     a = case.arguments()
     with torch.autocast("cuda", low):
         out = functional.separable_pyramid(a["levels"], *stacked(a), case.dilations)

@@ -68,6 +68,17 @@ def test_so_may_those_of_vectors(axis: int) -> None:
     assert by_vectors == {launch.kernel for launch in launches} - {"separable_pyramid reduce"}
 
 
+@pytest.mark.parametrize("policy", ["mma", "two-pass"])
+@LAYOUTS
+@AXES
+def test_tensor_cores_read_as_far(axis: int, layout: str, policy: str) -> None:
+    channels = (2,) if axis == 1 else (40, 8)  # that many channels so far apart would be 160 GiB
+    case = Pyramid(2, channels, 8, (2, 3), (1, 2), torch.float16, layout, policy=policy)
+    a = case.arguments()
+    near = by_kernels(case, a)
+    assert torch.equal(by_kernels(case, {**a, "levels": [spread(level, axis) for level in a["levels"]]}), near)
+
+
 @LAYOUTS
 @AXES
 def test_an_offset_cut_to_32_bits_would_be_caught(axis: int, layout: str) -> None:
@@ -100,21 +111,23 @@ def test_images_smaller_than_the_dilation(size: tuple[int, int], dilation: int) 
 
 # Of levels whose elements share memory, and of batches, whose outputs are reserved and never touched.
 @pytest.mark.parametrize(
-    ("shape", "message"),
+    ("policy", "shape", "message"),
     [
-        ((1, 1, 2**16, 2**15), r"levels: expected 1 to 2147483647 pixels, got \[1, 1, 65536, 32768\]"),
-        ((1, 1, 0, 3), r"levels: expected 1 to 2147483647 pixels, got \[1, 1, 0, 3\]"),
-        ((1, 1, 2**30 + 1, 1), r"at most 1073741824 pixels a side, got \[1, 1, 1073741825, 1\]"),
-        ((2**31, 1, 1, 1), r"levels: expected at most 2147483647 samples of .* got \[2147483648, 1, 1, 1\]"),
-        ((2**30, 1, 1, 1), "separable_pyramid forward: expected at most 2147483647 blocks, got 2147483648"),
+        ("fma", (1, 1, 2**16, 2**15), r"levels: expected 1 to 2147483647 pixels, got \[1, 1, 65536, 32768\]"),
+        ("fma", (1, 1, 0, 3), r"levels: expected 1 to 2147483647 pixels, got \[1, 1, 0, 3\]"),
+        ("fma", (1, 1, 2**30 + 1, 1), r"at most 1073741824 pixels a side, got \[1, 1, 1073741825, 1\]"),
+        ("fma", (2**31, 1, 1, 1), r"levels: expected at most 2147483647 samples of .* got \[2147483648, 1, 1, 1\]"),
+        ("fma", (2**30, 1, 1, 1), "forward: expected at most 2147483647 blocks, got 2147483648"),
+        ("mma", (2**30, 1, 1, 1), "mma: expected at most 2147483647 blocks, got 2147483648"),
+        ("two-pass", (2**30, 1, 1, 1), "normalise: expected at most 2147483647 tiles, got 2147483648"),
     ],
-    ids=["pixels", "none", "a side", "samples", "blocks"],
+    ids=["pixels", "none", "a side", "samples", "blocks", "blocks of tensor cores", "tiles"],
 )
-def test_more_than_indices_hold_is_refused(shape: tuple[int, ...], message: str) -> None:
+def test_more_than_indices_hold_is_refused(policy: str, shape: tuple[int, ...], message: str) -> None:
     level = torch.empty(1, dtype=torch.float16).expand(shape)
-    taps, weight = torch.zeros(1, 1, 3, 3).half(), torch.zeros(1, 1, 1, 1).half()
+    lists = [level], [torch.zeros(1, 1, 3, 3).half()] * 2, [torch.zeros(1, 1, 1, 1).half()] * 2
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.jpu_cuda.separable_pyramid([level], [taps] * 2, [weight] * 2, [1, 2], *[None] * 4, True)
+        torch.ops.jpu_cuda.separable_pyramid(*lists, [1, 2], *[None] * 4, True, False, 80, policy)
 
 
 @pytest.mark.parametrize("wide", ["levels", "outputs"])

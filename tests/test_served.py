@@ -83,13 +83,19 @@ def test_the_kernels_serve_the_module_and_its_gradients(name: str, training: boo
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_modules_are_served(dtype: torch.dtype) -> None:
-    jpu = randomise(JPU(CHANNELS, width=8)).to(dtype).eval()
+@pytest.mark.parametrize(
+    ("policy", "kernels"),
+    [("fma", ["forward"]), ("mma", ["mma"]), ("two-pass", ["normalise", "product"])],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_half_precision_modules_are_served(policy: str, kernels: list[str], dtype: torch.dtype) -> None:
+    jpu = randomise(JPU(CHANNELS, width=40)).to(dtype).eval()
     levels = pyramid(dtype=dtype)
-    truth = randomise(JPU(CHANNELS, width=8)).to(dtype).double().eval()(*(x.double() for x in levels))[-1]
+    truth = copy.deepcopy(jpu).double()(*(x.double() for x in levels))[-1]
     reference = jpu(*levels)[-1]
-    with use_backend("host"):
+    with use_backend("host", arch=80, policy=policy), host.record() as launches:
         served = jpu(*levels)[-1]
+    assert [launch.kernel for launch in launches][-len(kernels) :] == [f"separable_pyramid {k}" for k in kernels]
     error, allowed = ((x.double() - truth).abs().max() for x in (served, reference))
     assert served.dtype == dtype
     assert error <= 1.25 * allowed + torch.finfo(dtype).eps / 2 * truth.abs().max()
@@ -126,9 +132,10 @@ def test_explain_names_the_backend_and_what_it_serves() -> None:
             explain(jpu, *pyramid(dtype=torch.float32)),
             explain(jpu.eval(), *pyramid(dtype=torch.float32)),
         )
-    assert (training.backend, training.policy) == (fixed.backend, fixed.policy) == ("host", "fma")
-    assert "upsample_concat; PyTorch serves the stages and the branches (dilation1.0.bn takes batch" in training.reason
-    assert "all branches in one launch (plain multiply-adds were asked for); PyTorch serves" in fixed.reason
+    assert (training.backend, training.policy) == ("host", "torch")
+    assert (fixed.backend, fixed.policy) == ("host", "fma")
+    assert "upsample_concat; PyTorch serves the branches (dilation1.0.bn takes batch" in training.reason
+    assert "all branches in one launch (a device without tensor cores was asked for); PyTorch serves" in fixed.reason
     wide = JPU(CHANNELS, width=64).eval()
     for policy, served in (
         ("auto", "one launch (one launch of tensor cores"),
@@ -204,7 +211,7 @@ def test_a_changed_submodule_acts_and_is_named(change: Callable[[JPU], None], na
         reason = explain(jpu, *levels).reason
     assert not torch.allclose(out, before)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    assert f"PyTorch serves the stages and the branches ({named}" in reason
+    assert f"PyTorch serves the branches ({named}" in reason
 
 
 def test_a_changed_stage_acts_beside_the_kernels() -> None:

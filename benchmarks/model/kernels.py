@@ -126,16 +126,21 @@ def _pyramid(work: Work) -> object:
     )
 
 
+def _counted_dtype(work: Work) -> str:
+    # What is counted depends on the size of elements alone.
+    return "bfloat16" if work.dtype == "float16" else work.dtype
+
+
 def _channels_of_upsample(work: Work) -> tuple[Work, Work]:
     # 64 channels are whole tiles of channels in every dtype. One image.
-    small = replace(work, batch=1, channels=64)
+    small = replace(work, batch=1, channels=64, dtype=_counted_dtype(work))
     return small, replace(small, channels=128)
 
 
 def _channels_of_pyramid(outputs: int) -> Callable[[Work], tuple[Work, Work]]:
     # One image, one tile of outputs, and so few chunks of channels that the whole map takes seconds.
     def samples(work: Work) -> tuple[Work, Work]:
-        small = replace(work, batch=1, levels=1, channels=32, outputs=outputs)
+        small = replace(work, batch=1, levels=1, channels=32, outputs=outputs, dtype=_counted_dtype(work))
         return small, replace(small, channels=64)
 
     return samples

@@ -212,7 +212,8 @@ def binaries(device: Device, found: Sequence[Line]) -> Report:
             continue
         seen.add(key)
         has = compiled.resources
-        numbers = [has.registers, has.spills, has.shared, resident.blocks, resident.warps]
+        shared = has.shared + line.kernel.dynamic_shared
+        numbers = [has.registers, has.spills, shared, resident.blocks, resident.warps]
         head = [line.kernel.name, line.work.dtype, "all", *map(str, numbers), resident.limit]
         parts.append((head, compiled.program.instructions))
         if compiled.loop is not None:
@@ -230,6 +231,6 @@ def binaries(device: Device, found: Sequence[Line]) -> Report:
         "instructions as they stand in the binary, each once; main loop: the one with the most tensor core "
         "instructions, or else FFMA, without loops in it",
         "a product: instructions for each tensor core instruction, or else FFMA",
-        "blocks/SM: as registers, shared memory and threads allow, of which the scarcest is named",
+        "blocks/SM: as registers, shared memory and threads allow, of which the scarcest is named; shared: at most",
     ]
     return Report(f"Compiled for sm_{device.arch}", notes, columns, 3, cells)

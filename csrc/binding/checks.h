@@ -16,6 +16,18 @@ inline void check_device(const Tensor& t, const Tensor& like, const std::string&
                   t.get_device_index());
 }
 
+// An entry of a list of images, of the first one's dtype, device and batch size.
+inline void check_image(const Tensor& t, const Tensor& like, const char* name, size_t i) {
+  STD_TORCH_CHECK(t.dim() == 4, name, "[", i, "]: expected 4 dimensions [N, C, H, W], got ", t.dim());
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, "[", i, "]: expected dtype ", like.scalar_type(),
+                  " as ", name, "[0], got ", t.scalar_type());
+  check_device(t, like, indexed(name, i), indexed(name, 0));
+  STD_TORCH_CHECK(t.size(0) == like.size(0), name, "[", i, "]: expected batch size ", like.size(0), ", got ",
+                  t.size(0));
+  STD_TORCH_CHECK(t.size(1) <= INT32_MAX && t.size(0) <= INT32_MAX, name, "[", i,
+                  "]: expected at most 2147483647 samples and channels");
+}
+
 inline void check_like(const Tensor& t, const Tensor& like, const std::string& name, ScalarType dtype,
                        const std::string& whose = "levels[0]") {
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", t.scalar_type());

@@ -67,23 +67,18 @@ JPU_DEVICE void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], uint3
 #endif
 }
 
-// The bits of a float32, rounded to TF32's 10 bits of fraction: to nearest, ties away from zero. The low 13 bits are
-// zero. What rounds to 2^128 becomes infinity, subnormal numbers are rounded to multiples of 2^-136, NaNs become one.
+// The bits of a float32, rounded to TF32's 10 bits of fraction: to nearest, ties away from zero, which cvt.rna.tf32 does
+// too. The low 13 bits are zero. What rounds to 2^128 becomes infinity, subnormal numbers are rounded to multiples of
+// 2^-136, and NaNs, whose payload might be cut off, become one.
 JPU_DEVICE uint32_t round_tf32(uint32_t bits) {
-#if JPU_CUDA
-  uint32_t result;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(__uint_as_float(bits)));
-  return result & 0xffffe000u;  // which the instruction leaves undefined
-#else
-  return host::round_tf32(bits);
-#endif
+  return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffe000u : (bits + 0x1000u) & 0xffffe000u;
 }
 
 JPU_DEVICE float round_tf32(float x) {
 #if JPU_CUDA
   return __uint_as_float(round_tf32(__float_as_uint(x)));
 #else
-  return __builtin_bit_cast(float, host::round_tf32(__builtin_bit_cast(uint32_t, x)));
+  return __builtin_bit_cast(float, round_tf32(__builtin_bit_cast(uint32_t, x)));
 #endif
 }
 

@@ -87,7 +87,7 @@ inline constexpr int kDynamicBytes = sizeof(S) > kStaticBytes ? static_cast<int>
 template <class S>
 JPU_DEVICE S& shared_memory() {
   constexpr int kAlignment = 128;
-  static_assert(alignof(S) <= kAlignment, "or the offset within S would not tell the bank");
+  static_assert(alignof(S) <= kAlignment, "which dynamic shared memory is aligned to");
 #if JPU_CUDA
   if constexpr (kDynamicBytes<S> != 0) {
     extern __shared__ __align__(kAlignment) unsigned char dynamic_storage[];

@@ -28,6 +28,14 @@ JPU_DEVICE uint32_t block_index() {
 #endif
 }
 
+// Brings the threads of a warp together again that took different ways before, as what a warp does together needs. It
+// orders no memory. Host execution, whose threads never run together, checks at such an instruction that all reach it.
+JPU_DEVICE void converge_warp() {
+#if JPU_CUDA
+  __syncwarp();
+#endif
+}
+
 // Every thread of the block arrives before any goes on, and sees what the others wrote.
 JPU_DEVICE void block_barrier() {
 #if JPU_CUDA

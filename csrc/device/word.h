@@ -2,21 +2,24 @@
 // float32.
 #pragma once
 
+#include <cstddef>
+#include <type_traits>
+
 #include "device/memory.h"
 #include "device/numeric.h"
 
 namespace jpu {
 
-constexpr int kWordBytes = 4;
+constexpr size_t kWordBytes = 4;
 
 // Elements of a word.
 template <class T>
-inline constexpr int kWordSize = kWordBytes / static_cast<int>(sizeof(T));
+inline constexpr int kWordSize = static_cast<int>(kWordBytes / sizeof(T));
 
 // The address is a multiple of 4 bytes.
 template <class T>
 JPU_DEVICE uint32_t read_word(const T* address) {
-  static_assert(kWordSize<T> >= 1, "of at most 4 bytes each");
+  static_assert(!std::is_same_v<T, double>, "which is longer");
 #if JPU_CUDA
   return *reinterpret_cast<const uint32_t*>(address);
 #else
@@ -27,6 +30,7 @@ JPU_DEVICE uint32_t read_word(const T* address) {
 // The address is a multiple of 4 bytes.
 template <class T>
 JPU_DEVICE void store_word(T* address, uint32_t word) {
+  static_assert(!std::is_same_v<T, double>, "which is longer");
 #if JPU_CUDA
   *reinterpret_cast<uint32_t*>(address) = word;
 #else
@@ -36,6 +40,7 @@ JPU_DEVICE void store_word(T* address, uint32_t word) {
 
 template <class T>
 JPU_DEVICE void widen_word(uint32_t word, float (&result)[kWordSize<T>]) {
+  static_assert(!std::is_same_v<T, double>, "which is longer");
   if constexpr (kWordSize<T> == 1) {
 #if JPU_CUDA
     result[0] = __uint_as_float(word);
@@ -51,6 +56,7 @@ JPU_DEVICE void widen_word(uint32_t word, float (&result)[kWordSize<T>]) {
 // Each element is rounded to nearest, ties to even.
 template <class T>
 JPU_DEVICE uint32_t narrow_word(const float (&value)[kWordSize<T>]) {
+  static_assert(!std::is_same_v<T, double>, "which is longer");
   if constexpr (kWordSize<T> == 1) {
 #if JPU_CUDA
     return __float_as_uint(value[0]);

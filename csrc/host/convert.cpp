@@ -1,5 +1,4 @@
-// float16 and bfloat16, rounded to nearest with ties to even, and TF32, with ties away from zero: as the hardware
-// converts.
+// float16 and bfloat16, rounded to nearest with ties to even, as the hardware converts.
 #include <cstring>
 
 #include "host/device_api.h"
@@ -53,11 +52,6 @@ uint16_t float_to_float16(float x) {
   // Subnormal: the sum with 0.5 leaves the fraction's multiple of 2^-24 in the low bits.
   const float sum = float_of(magnitude) + 0.5f;
   return static_cast<uint16_t>(sign | (bits_of(sum) - 0x3f000000u));
-}
-
-uint32_t round_tf32(uint32_t bits) {
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffe000u;  // the hardware's NaN, without its low bits
-  return (bits + 0x1000u) & 0xffffe000u;
 }
 
 }  // namespace jpu::host

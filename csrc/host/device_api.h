@@ -38,7 +38,6 @@ void wait_copies(int pending);
 enum class MatrixType : uint8_t { kFloat16, kBfloat16, kTf32 };
 __attribute__((noinline)) Word16 load_matrices(const void* row);
 __attribute__((noinline)) Float4 multiply_matrices(MatrixType type, Word16 a, uint32_t b0, uint32_t b1, Float4 sum);
-uint32_t round_tf32(uint32_t bits);
 
 // One launch: declare its memory, then execute it. One launch at a time; others wait.
 class Launch {

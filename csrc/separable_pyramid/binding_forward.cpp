@@ -1,6 +1,7 @@
 // jpu_cuda::separable_pyramid, and which of its kernels serves a call; schemas stand in jpu_cuda/ops.
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "separable_pyramid/arguments.h"
@@ -26,22 +27,11 @@ Device device_of(const Tensor& t, int64_t arch) {
     return value;
   };
   return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrL2CacheSize),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+          attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrL2CacheSize)};
 #else
   (void)t;
   return typical_device(static_cast<int>(arch));
 #endif
-}
-
-template <class T>
-Problem problem_of(const std::vector<int64_t>& channels, int64_t outputs, bool allow_tf32) {
-  Problem problem{kElementType<T>, allow_tf32, outputs, 0, 0};
-  for (const int64_t count : channels) {
-    problem.channels += count;
-    problem.padded_channels += (count + kChunk<sizeof(T)> - 1) / kChunk<sizeof(T)> * kChunk<sizeof(T)>;
-  }
-  return problem;
 }
 
 // The call's levels and output as the tensor cores' kernels want them, and what had to be made for that.
@@ -88,8 +78,7 @@ Tensor separable_pyramid(Tensors levels, Tensors depthwise, Tensors pointwise, s
                          int64_t arch, std::string policy, int64_t workspace_bytes) {
   Params p = describe(levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, relu);
   const Tensor& first = levels[0];
-  std::vector<int64_t> channels;
-  for (const Tensor& level : levels) channels.push_back(level.size(1));
+  STD_TORCH_CHECK(workspace_bytes >= 0, "workspace_bytes: expected 0 or more, got ", workspace_bytes);
   Tensor output = empty_image({p.batch, int64_t{p.branches} * p.outputs, p.height, p.width}, all_channels_last(levels),
                               first);
   p.output = output.data_ptr();
@@ -98,7 +87,7 @@ Tensor separable_pyramid(Tensors levels, Tensors depthwise, Tensors pointwise, s
   dispatch_dtype(first, [&](auto element) {
     using T = decltype(element);
     const Device device = device_of(first, arch);
-    const Choice choice = choose(policy, device, problem_of<T>(channels, p.outputs, allow_tf32));
+    const Choice choice = choose(policy, device, {kElementType<T>, allow_tf32, p.outputs});
     if (output.numel() == 0) return;
     if constexpr (!std::is_same_v<T, double>) {
       if (choice.policy != Policy::kFma) {
@@ -109,7 +98,9 @@ Tensor separable_pyramid(Tensors levels, Tensors depthwise, Tensors pointwise, s
           const NormalisedSize size = normalised_size<T>(p);
           const int64_t cache = workspace_bytes > 0 ? workspace_bytes : device.cache_bytes / 2;
           const int64_t fitting = tiles_at_a_time(device, cache, size.tile_bytes, shares_of(p.outputs));
-          const int64_t room = fitting < size.tiles ? fitting : size.tiles;
+          // Multiprocessors without work cost more than h that passes a small cache by.
+          const int64_t least = workspace_bytes > 0 ? 1 : tiles_of_a_wave(device, shares_of(p.outputs));
+          const int64_t room = std::min(std::max(fitting, least), size.tiles);
           const Tensor normalised = empty({room * size.tile_bytes}, ScalarType::Byte, first);
           forward_two_pass<T>(p, normalised.data_ptr(), room, on_device.stream());
         }
@@ -122,13 +113,11 @@ Tensor separable_pyramid(Tensors levels, Tensors depthwise, Tensors pointwise, s
   return output;
 }
 
-// "policy: reason" of a call with levels of so many channels.
-std::string separable_pyramid_policy(Tensor like, std::vector<int64_t> channels, int64_t outputs, bool allow_tf32,
-                                     int64_t arch, std::string policy) {
+// "policy: reason" of a call whose branches have so many outputs.
+std::string separable_pyramid_policy(Tensor like, int64_t outputs, bool allow_tf32, int64_t arch, std::string policy) {
   std::string result;
   dispatch_dtype(like, [&](auto element) {
-    const Choice choice =
-        choose(policy, device_of(like, arch), problem_of<decltype(element)>(channels, outputs, allow_tf32));
+    const Choice choice = choose(policy, device_of(like, arch), {kElementType<decltype(element)>, allow_tf32, outputs});
     result = name_of(choice.policy) + (": " + choice.reason);
   });
   return result;

@@ -30,6 +30,9 @@ constexpr int kRun = 4;
 
 constexpr int kMaxDilation = 16;
 
+// Rows or columns of the image from a patch's corner to its last pixel, in its last class: of the widest shape below.
+constexpr int kMaxReach = (32 + 2 + 1) * kMaxDilation;
+
 // All three are powers of two, the width a multiple of kRun.
 struct Shape {
   int classes, height, width;

@@ -26,9 +26,9 @@ int64_t plan(Params& p, int columns) {
     branch.tiling = choose_tiling<kPixels>(branch.dilation, p.height, p.width);
     branch.first_block = static_cast<uint32_t>(blocks);
     p.pointwise_vectors &= reinterpret_cast<uintptr_t>(branch.pointwise) % kVectorBytes == 0;
-    blocks += branch.tiling.tiles() * p.batch * p.output_tiles;  // launch() refuses more than 2^31 of them
+    blocks += branch.tiling.tiles() * p.output_tiles;  // launch() refuses more than 2^31 of them
   }
-  return blocks;
+  return blocks * p.batch;
 }
 
 inline Buffer contiguous(const char* name, const void* data, int64_t element_bytes, int64_t count, Access access) {

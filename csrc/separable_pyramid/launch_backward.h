@@ -58,17 +58,17 @@ Workspace plan_gradient(GradientParams& g, int64_t input_bytes) {
           any_of_terms(g) ? tiles * kTerms * p.channels : 0, any_level(g) ? g.images : 0};
 }
 
-// Blocks of the gradient of a group of images, and where each branch's and each level's begin.
+// Blocks of the gradient of a group of images, and where each branch's of an image and each level's begin.
 template <class T>
 int64_t place_input_blocks(GradientParams& g, int images) {
   int64_t blocks = 0;
   for (int i = 0; i < g.forward.branches; ++i) {
     Branch& branch = g.forward.branch[i];
     branch.first_input_block = static_cast<uint32_t>(blocks);
-    blocks += branch.tiling.tiles() * images * g.input_channel_tiles;
+    blocks += branch.tiling.tiles() * g.input_channel_tiles;
     if (blocks > INT32_MAX) break;  // launch() refuses them
   }
-  return blocks;
+  return blocks * images;
 }
 
 template <class T>

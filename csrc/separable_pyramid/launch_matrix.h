@@ -11,8 +11,8 @@ template <class T>
 int64_t plan_matrix(Params& p) {
   const int64_t blocks = plan<T>(p, kMatrixColumns);
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; };
-  // Pixels of a patch are found by 32 bits, from its corner.
-  constexpr int64_t kFar = INT32_MAX / ((34 + 1) * kMaxDilation);
+  // Pixels of a patch are found by 32 bits, from its corner; further apart they are read element by element.
+  constexpr int64_t kFar = INT32_MAX / kMaxReach;
   for (int i = 0; i < p.levels; ++i) {
     p.level[i].vectors &= p.level[i].stride.h + p.level[i].stride.w <= kFar;
   }
@@ -43,9 +43,9 @@ int64_t plan_two_pass(TwoPassParams& t) {
   int64_t tiles = 0;
   for (int i = 0; i < p.branches; ++i) {
     p.branch[i].first_block = static_cast<uint32_t>(tiles);
-    tiles += p.branch[i].tiling.tiles() * p.batch;
+    tiles += p.branch[i].tiling.tiles();
   }
-  return tiles;
+  return tiles * p.batch;
 }
 
 template <class T>

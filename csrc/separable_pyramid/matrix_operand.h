@@ -16,9 +16,9 @@ JPU_HOST_DEVICE constexpr int parity(int bits) {
 }
 
 // The swizzle: where a row's 16-byte unit lies, in units. Rows are 64 bytes, two to a pass over the banks. Units change
-// places by the pair of rows, so that the eight rows that ldmatrix reads at once cover all banks; the two rows of a pair
-// change places by all higher bits of the row, so that rows which differ in any one of these do not meet either: the
-// two that a warp writes at once.
+// places by the pair of rows, so that the eight rows that ldmatrix reads at once cover all banks. The two rows of a
+// pair change places by all higher bits of the row, so that rows which differ in any one of these do not meet either:
+// the two that a warp writes at once.
 JPU_HOST_DEVICE constexpr int unit_place(int row, int unit) {
   const int first_half = (row & 1) ^ parity(row >> 2);
   return row / 2 * 8 + first_half * kUnits + (unit ^ (row / 2 & 3));
@@ -75,6 +75,7 @@ JPU_DEVICE int warp_column() { return warp_index() / 2 * kWarpSide; }
 template <class T>
 JPU_DEVICE void multiply(const MatrixOperand<T, kPixels>& left, const MatrixOperand<T, kMatrixColumns>& right,
                          MatrixSums& sum) {
+  converge_warp();
   const int lane = lane_index();
   const int left_place = unit_place(warp_row() + lane % 16, lane / 16);
   const int right_place = unit_place(warp_column() + lane / 16 * 8 + lane % 8, lane / 8 % 2);

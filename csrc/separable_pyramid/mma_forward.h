@@ -3,7 +3,7 @@
 // the one after it are fetched, while one is multiplied.
 #pragma once
 
-#include "separable_pyramid/matrix_terms.h"
+#include "separable_pyramid/matrix_io.h"
 #include "separable_pyramid/word_patch.h"
 
 namespace jpu::separable_pyramid {

@@ -36,8 +36,7 @@ JPU_DEVICE void place_patch(const Params& p, int dilation, const Shape& shape, c
   }
   if (thread_index() == 0) patch.tile = tile;
 }
-// The largest relative place: a patch's last pixel, in its last class.
-static_assert((34 + 1) * kMaxDilation < 1 << 15);
+static_assert(kMaxReach < 1 << 15);
 
 JPU_DEVICE int64_t offset_of(int32_t place, const Strides& stride) {
   return (place >> 16) * stride.h + (place & 0xffff) * stride.w;

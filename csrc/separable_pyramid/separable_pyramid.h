@@ -56,11 +56,13 @@ struct Params {
   Affine inner, outer;
   void* output;  // [N, D·O, H, W]
   Strides output_stride;
-  // Set by plan(): what is accessed 16 bytes at a time.
+  // Set by plan().
+  int32_t output_tiles;
+  // What is accessed 16 bytes at a time.
   bool output_vectors, pointwise_vectors;
   bool whole_vectors;  // each level's channels are
-  bool weight_vectors, term_vectors;  // the tensor cores' policies: depthwise and pointwise weights; terms
-  int32_t output_tiles;
+  // Set by plan_matrix(): depthwise and pointwise weights are, and terms.
+  bool weight_vectors, term_vectors;
   Level level[kMaxLevels];
   Branch branch[kMaxBranches];
 };

@@ -57,17 +57,17 @@ struct Work {
   int32_t tile;  // of the image
 };
 
-// Blocks that split a tile are neighbours, since they read the same pixels.
+// Images one after the other, so that the blocks of all branches find an image's levels in the L2 cache; then branches,
+// whose first blocks within an image are given; then tiles. Blocks that split a tile are neighbours, since they read
+// the same pixels.
 JPU_DEVICE Work work_of(uint32_t block, const Params& p, uint32_t Branch::*first, int shares) {
-  Work work;
-  work.branch = entry_of(block, p.branch, p.branches, first);
-  uint32_t rest = block - p.branch[work.branch].*first;
-  work.share = static_cast<int>(rest % shares);
-  rest /= shares;
-  const uint32_t tiles = static_cast<uint32_t>(p.branch[work.branch].tiling.tiles());
-  work.image = static_cast<int>(rest / tiles);
-  work.tile = static_cast<int32_t>(rest % tiles);
-  return work;
+  const Branch& last = p.branch[p.branches - 1];
+  const uint32_t image_blocks = last.*first + static_cast<uint32_t>(last.tiling.tiles()) * shares;
+  const uint32_t within = block % image_blocks;
+  const int branch = entry_of(within, p.branch, p.branches, first);
+  const uint32_t rest = within - p.branch[branch].*first;
+  return {branch, static_cast<int>(block / image_blocks), static_cast<int>(rest % shares),
+          static_cast<int32_t>(rest / shares)};
 }
 
 // Of this block.

@@ -2,7 +2,7 @@
 // for the next tiles. h is [tiles][kPixels][chunks][64 bytes], its missing channels 0.
 #pragma once
 
-#include "separable_pyramid/matrix_terms.h"
+#include "separable_pyramid/matrix_io.h"
 #include "separable_pyramid/word_patch.h"
 
 namespace jpu::separable_pyramid {
@@ -68,7 +68,8 @@ struct ProductShared {
   MatrixOperand<T, kMatrixColumns> pointwise[kProductStages];
 };
 
-static_assert(sizeof(ProductShared<float>) <= kTwoPassSharedBytes && sizeof(ProductShared<float16>) <= kTwoPassSharedBytes);
+static_assert(sizeof(ProductShared<float>) <= kTwoPassSharedBytes);
+static_assert(sizeof(ProductShared<float16>) <= kTwoPassSharedBytes);
 
 // One group of copies a call, which is empty past the last chunk.
 template <class T>

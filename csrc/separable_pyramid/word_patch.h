@@ -74,7 +74,9 @@ JPU_DEVICE void fetch_row(T* shared, const T* global, int count, int filled, boo
       copy_async<kVectorBytes>(shared + i * V, global + i * V);
     }
   } else {
-    JPU_UNROLL_BY(1) for (int i = thread_index(); i < filled; i += Threads) store(shared + i, i < count ? load(global + i) : T{});
+    JPU_UNROLL_BY(1) for (int i = thread_index(); i < filled; i += Threads) {
+      store(shared + i, i < count ? load(global + i) : T{});
+    }
   }
 }
 
@@ -102,7 +104,8 @@ JPU_DEVICE void fetch_inputs(const Params& p, int index, const Chunk& chunk, int
       JPU_UNROLL_BY(1) for (int q = thread_index() / kUnits; q < pixels; q += Threads / kUnits) {
         const int32_t place = places.place[q];
         const bool inside = place != kOutside;
-        const T* source = inside ? own + ((place >> 16) * row + (place & 0xffff) * column) : static_cast<const T*>(level.data);
+        const T* any = static_cast<const T*>(level.data);
+        const T* source = inside ? own + ((place >> 16) * row + (place & 0xffff) * column) : any;
         copy_async<kVectorBytes>(&inputs.patch[q * kSize + unit * V], source, inside ? kVectorBytes : 0);
       }
     }

@@ -11,16 +11,6 @@ namespace {
 
 using Optionals = std::vector<std::optional<Tensor>>;
 
-void check_image(const Tensor& t, const Tensor& like, const char* name, size_t i) {
-  STD_TORCH_CHECK(t.dim() == 4, name, "[", i, "]: expected 4 dimensions [N, C, H, W], got ", t.dim());
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, "[", i, "]: expected dtype ", like.scalar_type(),
-                  " as ", name, "[0], got ", t.scalar_type());
-  check_device(t, like, indexed(name, i), indexed(name, 0));
-  STD_TORCH_CHECK(t.size(0) == like.size(0), name, "[", i, "]: expected batch size ", like.size(0), ", got ", t.size(0));
-  STD_TORCH_CHECK(t.size(1) <= INT32_MAX && t.size(0) <= INT32_MAX, name, "[", i,
-                  "]: expected at most 2147483647 samples and channels");
-}
-
 void check_size(int64_t height, int64_t width, const std::string& name) {
   STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kMaxSize && width <= kMaxSize, name,
                   ": expected height and width from 1 to ", kMaxSize, ", got ", height, " and ", width);

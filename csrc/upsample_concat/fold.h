@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/blocks.h"
+#include "common/norm.h"
 #include "device/memory.h"
 #include "upsample_concat/upsample_concat.h"
 
@@ -20,13 +21,6 @@ JPU_DEVICE NormChannel norm_channel(const Params& p) {
 }
 
 template <class T>
-JPU_DEVICE Accumulate<T> load_norm(const Params& p, const void* values, int channel) {
-  using A = Accumulate<T>;
-  if (p.norms_in_sums) return load(static_cast<const A*>(values) + channel);
-  return widen(load(static_cast<const T*>(values) + channel));
-}
-
-template <class T>
 JPU_DEVICE void store_norm(const Params& p, void* values, int channel, Accumulate<T> value) {
   using A = Accumulate<T>;
   if (p.norms_in_sums) {
@@ -37,21 +31,14 @@ JPU_DEVICE void store_norm(const Params& p, void* values, int channel, Accumulat
 }
 
 template <class T>
-JPU_DEVICE Accumulate<T> deviation(const Params& p, const Norm& norm, int channel) {
-  return square_root(load_norm<T>(p, norm.var, channel) + static_cast<Accumulate<T>>(norm.eps));
-}
-
-template <class T>
 JPU_DEVICE void fold_norm(const Params& p) {
   using A = Accumulate<T>;
   const auto [index, c] = norm_channel(p);
   const Norm& norm = p.norm[index];
   if (c >= norm.channels) return;
-  const A weight = norm.weight == nullptr ? A(1) : load_norm<T>(p, norm.weight, c);
-  const A bias = norm.bias == nullptr ? A(0) : load_norm<T>(p, norm.bias, c);
-  const A scale = weight / deviation<T>(p, norm, c);
-  store(static_cast<A*>(norm.scale) + c, scale);
-  store(static_cast<A*>(norm.shift) + c, multiply_add(-load_norm<T>(p, norm.mean, c), scale, bias));
+  const Affine<A> affine = affine_of<T>(norm, p.norms_in_sums, c);
+  store(static_cast<A*>(norm.scale) + c, affine.scale);
+  store(static_cast<A*>(norm.shift) + c, affine.shift);
 }
 
 template <class T>
@@ -63,8 +50,8 @@ JPU_DEVICE void fold_norm_backward(const Params& p) {
   const A scale = norm.scale == nullptr ? A(0) : load(static_cast<const A*>(norm.scale) + c);
   const A shift = norm.shift == nullptr ? A(0) : load(static_cast<const A*>(norm.shift) + c);
   if (norm.weight != nullptr) {
-    const A centred = multiply_add(-load_norm<T>(p, norm.mean, c), shift, scale);
-    store_norm<T>(p, norm.weight, c, centred / deviation<T>(p, norm, c));
+    const A centred = multiply_add(-load_norm<T>(norm.mean, p.norms_in_sums, c), shift, scale);
+    store_norm<T>(p, norm.weight, c, centred / deviation<T>(norm, p.norms_in_sums, c));
   }
   if (norm.bias != nullptr) store_norm<T>(p, norm.bias, c, shift);
 }

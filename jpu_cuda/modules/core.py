@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import functional
-from .._checks import check_levels, same_for_convolution
+from .._checks import as_convolved, check_levels, same_for_convolution
 from ..backend import choose, matrix_options
 from ..ops.separable_pyramid import why_not
-from .branches import Branches, Proof, Unfit, read
+from . import branches, stages
 from .layout import Layout
+from .parts import Proof, Unfit
 
 
 class JointPyramid(nn.Module):
@@ -37,7 +38,7 @@ class JointPyramid(nn.Module):
     level_channels: tuple[int, ...]
     # Keyword arguments of F.interpolate: mode and align_corners.
     up_kwargs: dict[str, Any]
-    # What is foreign in the branches and was found to run as the family's; see branches.prove.
+    # What is foreign in stages and branches and was found to run as the family's; see parts.prove.
     proven: Mapping[str, Proof] = MappingProxyType({})
     # JUM alone puts the upsampled coarsest level before its branches.
     emits_coarsest: ClassVar[bool] = False
@@ -97,7 +98,7 @@ class JointPyramid(nn.Module):
         Returns:
             [N, D·width, H_0, W_0], the branches in the order of their dilations.
         """
-        features = [self.stage(i)(level) for i, level in enumerate(levels)]
+        features = self._features(levels)
         if choose(features[0]).backend != "reference":
             try:
                 return self._fused(features, self.fused_branches(features[0]))
@@ -110,23 +111,44 @@ class JointPyramid(nn.Module):
             outputs.insert(0, u[:, :coarsest] if self.layout.coarsest_first else u[:, -coarsest:])
         return torch.cat(outputs, dim=1)
 
-    def fused_branches(self, like: Tensor) -> Branches:
+    def _features(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """What the stages make of their levels: where they fit, all norms and ReLUs in one launch."""
+        try:
+            fused = self.fused_stages(levels)
+        except Unfit:
+            fused = None
+        if fused is None or choose(levels[0]).backend == "reference":
+            return [self.stage(i)(level) for i, level in enumerate(levels)]
+        convolutions, *norms = fused
+        convolved = [convolution(level) for convolution, level in zip(convolutions, levels, strict=True)]
+        return torch.ops.jpu_cuda.norm_relu(convolved, *norms)
+
+    def fused_stages(self, levels: Sequence[Tensor]) -> stages.Stages:
+        """What :meth:`pyramid` gives the kernels, and PyTorch's convolutions, for the stages of these levels.
+
+        Raises:
+            Unfit: PyTorch runs the stages instead.
+        """
+        named = [(self.layout.stage(i), self.stage(i)) for i in range(self.num_levels)]
+        return stages.read(named, self.proven, levels, as_convolved(levels[0]))
+
+    def fused_branches(self, like: Tensor) -> branches.Branches:
         """What :meth:`pyramid` gives the kernels for everything after the stages; ``like`` stands for their results.
 
         Raises:
             Unfit: PyTorch runs the branches instead.
         """
         named = [(self.layout.branch(i), self.branch(i)) for i in range(self.num_branches)]
-        branches = read(named, self.proven, like)  # first, since its reasons name a part
+        found = branches.read(named, self.proven, like)  # first, since its reasons name a part
         if self.emits_coarsest:
             raise Unfit("the upsampled coarsest level is needed too")
         if forward_ad._current_level >= 0:
             raise Unfit("forward-mode derivatives are PyTorch's")
-        if (reason := why_not(self.num_levels, branches.dilations)) is not None:
+        if (reason := why_not(self.num_levels, found.dilations)) is not None:
             raise Unfit(reason)
-        return branches
+        return found
 
-    def _fused(self, features: list[Tensor], branches: Branches) -> Tensor:
+    def _fused(self, features: list[Tensor], fused: branches.Branches) -> Tensor:
         """Everything after the stages in two launches: resize all and fold the norms; all dilations."""
         first, *others = features
         if any(x.dtype != first.dtype or x.device != first.device for x in others):
@@ -135,7 +157,7 @@ class JointPyramid(nn.Module):
         if not self.resizes_bilinearly:
             others = [F.interpolate(x, size, **self.up_kwargs) for x in others]
         align_corners = bool(self.up_kwargs.get("align_corners", False))
-        depthwise, pointwise, dilations, *norms = branches
+        depthwise, pointwise, dilations, *norms = fused
         # An exported program may be called with other sizes: there, all are resized, which changes nothing.
         resize = [torch.compiler.is_exporting() or x.shape[2:] != size for x in others]
         *found, scale, shift, out_scale, out_shift = torch.ops.jpu_cuda.upsample_fold(

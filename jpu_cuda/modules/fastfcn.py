@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._checks import check_levels
-from .branches import runs_children_in_order
 from .core import JointPyramid, conv_norm_relu
 from .layout import FASTFCN, TRAMAC
 from .layout import JUM as JUM_LAYOUT
+from .parts import runs_children_in_order
 
 NormLayer = Callable[[int], nn.Module]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..mmseg import LevelledJPU
-from .branches import runs_children_in_order
 from .core import conv_norm_relu
 from .layout import SSSEGMENTATION
+from .parts import runs_children_in_order
 
 
 @runs_children_in_order

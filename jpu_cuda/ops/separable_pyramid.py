@@ -52,10 +52,8 @@ define(
     f"separable_pyramid({_ARGUMENTS}, bool relu, bool allow_tf32=False, int arch=0, str policy='auto', "
     "int workspace_bytes=0) -> Tensor"
 )
-# "policy: reason" of a call with levels of so many channels, on the device and with the dtype of `like`.
-define(
-    "separable_pyramid_policy(Tensor like, int[] channels, int outputs, bool allow_tf32, int arch, str policy) -> str"
-)
+# "policy: reason" of a call whose branches have so many outputs, on the device and with the dtype of `like`.
+define("separable_pyramid_policy(Tensor like, int outputs, bool allow_tf32, int arch, str policy) -> str")
 # `output` is the forward pass's, given where ReLU ended it. `needed` has a number for each level, then for weights
 # and terms in their order: 1 for what the result has a gradient of. Images are worked on in groups: what is kept
 # between the kernels, D·C channels each, takes no more than `workspace_bytes` unless a single image does.
@@ -256,6 +254,11 @@ def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *r
     _check(levels, depthwise, pointwise)
     first = levels[0]
     return empty_image(first, len(depthwise) * pointwise[0].shape[0], first.shape[2], first.shape[3], levels)
+
+
+@register_fake("separable_pyramid_policy")
+def _(like: Tensor, outputs: int, allow_tf32: bool, arch: int, policy: str) -> str:
+    return f"{policy}: decided where there are tensors, by their device"
 
 
 @register_fake("separable_pyramid_backward")

@@ -71,6 +71,5 @@ PYBIND11_MODULE(_faulty, m) {
   m.def("float16_to_float", &faulty::convert<float, uint16_t, host::float16_to_float>);
   m.def("float_to_float16", &faulty::convert<uint16_t, float, host::float_to_float16>);
   m.def("bfloat16_to_float", &faulty::convert<float, uint16_t, host::bfloat16_to_float>);
-  m.def("round_tf32", &faulty::convert<uint32_t, uint32_t, host::round_tf32>);
   m.def("float_to_bfloat16", &faulty::convert<uint16_t, float, host::float_to_bfloat16>);
 }

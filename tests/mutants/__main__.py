@@ -25,7 +25,7 @@ from rich.table import Table
 
 from jpu_cuda._source import source_hash
 
-from . import pyramid_matrix, pyramid_policy, separable_pyramid, upsample_concat, upsample_fold
+from . import norm_relu, pyramid_matrix, pyramid_policy, separable_pyramid, upsample_concat, upsample_fold
 from .faults import DoesNotApply, Fault
 from .trial import ROOT, Check, Tree, TrialError, Verdict, accept_original, try_fault
 
@@ -33,12 +33,18 @@ OUT = ROOT / "out"
 FAULTS = [
     *upsample_concat.FAULTS,
     *upsample_fold.FAULTS,
+    *norm_relu.FAULTS,
     *separable_pyramid.FAULTS,
     *pyramid_matrix.FAULTS,
     *pyramid_policy.FAULTS,
 ]
 LEAST_CAUGHT = 0.95
-TEST_FILES = ("test_upsample_concat.py", "test_upsample_concat_limits.py", "test_upsample_fold.py")
+TEST_FILES = (
+    "test_upsample_concat.py",
+    "test_upsample_concat_limits.py",
+    "test_upsample_fold.py",
+    "test_norm_relu.py",
+)
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 180)
 

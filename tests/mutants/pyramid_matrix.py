@@ -5,7 +5,7 @@ from __future__ import annotations
 from .faults import Fault
 
 _FOLDER = "separable_pyramid"
-_OPERAND, _TERMS, _PATCH = f"{_FOLDER}/matrix_operand.h", f"{_FOLDER}/matrix_terms.h", f"{_FOLDER}/word_patch.h"
+_OPERAND, _TERMS, _PATCH = f"{_FOLDER}/matrix_operand.h", f"{_FOLDER}/matrix_io.h", f"{_FOLDER}/word_patch.h"
 _SINGLE, _TWO, _WORD = f"{_FOLDER}/mma_forward.h", f"{_FOLDER}/two_pass.h", "device/word.h"
 
 

@@ -6,37 +6,43 @@ from .faults import Fault
 from .upsample_fold_binding import FAULTS as _BINDING
 
 _FOLDER = "upsample_concat"
-_FOLD, _LAUNCH = f"{_FOLDER}/fold.h", f"{_FOLDER}/launch.h"
+_FOLD, _LAUNCH, _NORM = f"{_FOLDER}/fold.h", f"{_FOLDER}/launch.h", "common/norm.h"
 _FORWARD, _BACKWARD = f"{_FOLDER}/forward.h", f"{_FOLDER}/backward.h"
 
 _KERNELS = [
-    Fault("fold-without-eps", _FOLD, " + static_cast<Accumulate<T>>(norm.eps)", "", "√var without eps."),
-    Fault("fold-of-the-first-eps", _FOLD, "(norm.eps)", "(p.norm[0].eps)", "All norms have the first one's eps."),
-    Fault("fold-without-root", _FOLD, "return square_root(load", "return (load", "Divides by the variance."),
+    Fault("fold-without-eps", _NORM, " + static_cast<Accumulate<T>>(norm.eps)", "", "√var without eps."),
+    Fault(
+        "fold-of-the-first-norms-values",
+        _FOLD,
+        "affine_of<T>(norm, p.norms_in_sums, c)",
+        "affine_of<T>(p.norm[0], p.norms_in_sums, c)",
+        "All norms have the first one's values and eps.",
+    ),
+    Fault("fold-without-root", _NORM, "return square_root(load", "return (load", "Divides by the variance."),
     Fault(
         "fold-adds-the-mean",
-        _FOLD,
-        "multiply_add(-load_norm<T>(p, norm.mean, c), scale, bias)",
-        "multiply_add(load_norm<T>(p, norm.mean, c), scale, bias)",
+        _NORM,
+        "multiply_add(-load_norm<T>(norm.mean, in_sums, channel), scale, bias)",
+        "multiply_add(load_norm<T>(norm.mean, in_sums, channel), scale, bias)",
         "The mean is added instead of taken away.",
     ),
     Fault(
         "fold-ignores-the-weight",
-        _FOLD,
+        _NORM,
         "const A scale = weight / deviation",
         "const A scale = A(1) / deviation",
         "The weight counts for 1.",
     ),
     Fault(
         "fold-weight-of-nothing-is-zero",
-        _FOLD,
+        _NORM,
         "norm.weight == nullptr ? A(1)",
         "norm.weight == nullptr ? A(0)",
         "A norm without weights gives 0.",
     ),
     Fault(
         "fold-bias-of-nothing-is-one",
-        _FOLD,
+        _NORM,
         "norm.bias == nullptr ? A(0)",
         "norm.bias == nullptr ? A(1)",
         "A norm without biases adds 1.",
@@ -60,8 +66,8 @@ _KERNELS = [
     ),
     Fault(
         "fold-norms-always-wide",
-        _FOLD,
-        "if (p.norms_in_sums) return load",
+        _NORM,
+        "if (in_sums) return load",
         "if (true) return load",
         "Norms of half precision are read as float32.",
     ),
@@ -75,14 +81,14 @@ _KERNELS = [
     Fault(
         "fold-backward-not-centred",
         _FOLD,
-        "multiply_add(-load_norm<T>(p, norm.mean, c), shift, scale)",
+        "multiply_add(-load_norm<T>(norm.mean, p.norms_in_sums, c), shift, scale)",
         "scale",
         "The weight's gradient lacks the shift's part.",
     ),
     Fault(
         "fold-backward-without-deviation",
         _FOLD,
-        "centred / deviation<T>(p, norm, c)",
+        "centred / deviation<T>(norm, p.norms_in_sums, c)",
         "centred",
         "The weight's gradient is not divided.",
     ),
@@ -165,16 +171,16 @@ _KERNELS = [
     ),
     Fault(
         "fold-eps-after-the-root",
-        _FOLD,
-        "square_root(load_norm<T>(p, norm.var, channel) + static_cast<Accumulate<T>>(norm.eps))",
-        "square_root(load_norm<T>(p, norm.var, channel)) + static_cast<Accumulate<T>>(norm.eps)",
+        _NORM,
+        "square_root(load_norm<T>(norm.var, in_sums, channel) + static_cast<Accumulate<T>>(norm.eps))",
+        "square_root(load_norm<T>(norm.var, in_sums, channel)) + static_cast<Accumulate<T>>(norm.eps)",
         "√var + eps.",
     ),
     Fault(
         "fold-deviation-of-the-mean",
-        _FOLD,
-        "norm.var, channel",
-        "norm.mean, channel",
+        _NORM,
+        "norm.var, in_sums",
+        "norm.mean, in_sums",
         "The mean is taken for the variance.",
     ),
     Fault(
@@ -219,15 +225,15 @@ _KERNELS = [
     Fault(
         "fold-backward-adds-the-mean",
         _FOLD,
-        "multiply_add(-load_norm<T>(p, norm.mean, c), shift, scale)",
-        "multiply_add(load_norm<T>(p, norm.mean, c), shift, scale)",
+        "multiply_add(-load_norm<T>(norm.mean, p.norms_in_sums, c), shift, scale)",
+        "multiply_add(load_norm<T>(norm.mean, p.norms_in_sums, c), shift, scale)",
         "The mean's part of the weight's gradient has the wrong sign.",
     ),
     Fault(
         "fold-shift-before-the-scale",
-        _FOLD,
-        "load_norm<T>(p, norm.mean, c), scale, bias)",
-        "load_norm<T>(p, norm.mean, c), weight, bias)",
+        _NORM,
+        "load_norm<T>(norm.mean, in_sums, channel), scale, bias)",
+        "load_norm<T>(norm.mean, in_sums, channel), weight, bias)",
         "The shift is that of a deviation of 1.",
     ),
     Fault(

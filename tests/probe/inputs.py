@@ -72,6 +72,7 @@ def make(seed: int) -> dict[str, Case]:
         *(case for name in ("load_vector", "read_vector", "store_vector") for case in _moves(seed, name, vector=True)),
         *(_widen(seed, dtype) for dtype in BITS),
         *(_narrow(seed, dtype) for dtype in BITS),
+        *(case for dtype in ("float", "float16", "bfloat16") for case in _words(seed, dtype)),
         *(_multiply_add(seed, dtype) for dtype in ("double", "float")),
         *(_square_root(seed, dtype) for dtype in ("double", "float")),
         *(_copy(seed, size) for size in (4, 8, 16)),
@@ -120,11 +121,21 @@ def _indices(seed: int) -> list[Case]:
         Case("thread_index", as_bytes(indices), lambda: as_bytes((number % THREADS).astype(np.int32))),
         Case("warp_index", as_bytes(indices), lambda: as_bytes((number % THREADS // WARP).astype(np.int32))),
         Case("lane_index", as_bytes(indices), lambda: as_bytes((number % WARP).astype(np.int32))),
+        Case("converge_warp", as_bytes(barrier), lambda: as_bytes(_steps(barrier, np.arange(len(barrier)) % WARP))),
         Case("block_index", as_bytes(indices), lambda: as_bytes((number // THREADS).astype(np.uint32))),
         Case("block_barrier", as_bytes(barrier), lambda: as_bytes(_after_barriers(barrier.reshape(-1, THREADS)))),
         Case("shared_memory<48KiB>", as_bytes(shared), lambda: _shared_sums(shared, 48 * 1024)),
         Case("shared_memory<99KiB>", as_bytes(large), lambda: _shared_sums(large, 99 * 1024)),
     ]
+
+
+def _steps(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """So many steps of a generator from each value on."""
+    values = values.copy()
+    for step in range(int(counts.max(initial=0))):
+        further = counts > step
+        values[further] = values[further] * np.uint32(1664525) + np.uint32(1013904223)
+    return values
 
 
 def _after_barriers(values: np.ndarray) -> np.ndarray:  # [blocks, THREADS]
@@ -226,6 +237,35 @@ def _narrow(seed: int, dtype: str) -> Case:
         return as_bytes(bits)
 
     return Case(name, as_bytes(bits), truth, dtype)
+
+
+def _words(seed: int, dtype: str) -> list[Case]:
+    """Words of 4 bytes, which are moved, widened element by element, and made of as many floats."""
+    size = 4 // np.dtype(BITS[dtype][0]).itemsize
+    special = special_bits(dtype)
+    pairs = np.stack(np.meshgrid(*[special] * size, indexing="ij"), -1).reshape(-1, size)
+    random = Source(seed, f"word<{dtype}>").words(BITS[dtype][0], THREADS, size)
+    elements = as_bytes(_padded(np.concatenate([pairs, random])))
+
+    def widened() -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            return as_bytes(floats_of(elements, dtype).astype(np.float32))
+
+    floats = _padded(_random_bits(seed, f"narrow_word<{dtype}>", "float", THREADS * size), THREADS * size)
+    # Half of them near 1, where rounding shows.
+    floats[::2] = floats[::2] % np.uint32(1 << 25) + np.uint32(0x3F00_0000)
+
+    def narrowed() -> np.ndarray:
+        values = torch.from_numpy(floats.view(np.float32).copy())
+        kind = {"float": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+        return as_bytes(values.to(kind).view(torch.uint8).numpy().reshape(-1, 4))
+
+    return [
+        Case(f"read_word<{dtype}>", elements, lambda: elements),
+        Case(f"store_word<{dtype}>", elements, lambda: elements),
+        Case(f"widen_word<{dtype}>", elements, widened, "float"),
+        Case(f"narrow_word<{dtype}>", as_bytes(floats.reshape(-1, size)), narrowed, dtype),
+    ]
 
 
 # --- fused multiply-add --------------------------------------------------------------------------------

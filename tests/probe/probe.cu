@@ -10,6 +10,7 @@
 #include "device/memory.h"
 #include "device/numeric.h"
 #include "device/thread.h"
+#include "device/word.h"
 #include "each.h"
 
 namespace jpu::probe {
@@ -35,6 +36,17 @@ struct LaneIndex {
   using Input = uint32_t;  // left alone
   using Output = int32_t;
   static JPU_DEVICE void apply(const Input*, Output* output) { *output = lane_index(); }
+};
+
+struct ConvergeWarp {
+  using Input = uint32_t;
+  using Output = uint32_t;
+  static JPU_DEVICE void apply(const Input* input, Output* output) {
+    uint32_t value = *input;
+    for (int i = 0; i < lane_index(); ++i) value = value * 1664525u + 1013904223u;
+    converge_warp();
+    *output = value;
+  }
 };
 
 struct BlockIndex {
@@ -169,6 +181,53 @@ struct SquareRoot {
   using Input = A;
   using Output = A;
   static JPU_DEVICE void apply(const Input* input, Output* output) { *output = square_root(*input); }
+};
+
+// --- word.h -----------------------------------------------------------------------------------------
+
+template <class T>
+struct Word {
+  T at[kWordSize<T>];
+};
+
+template <class T>
+struct ReadWord {
+  using Input = Word<T>;
+  using Output = uint32_t;
+  static JPU_DEVICE void apply(const Input* input, Output* output) { *output = read_word(input->at); }
+};
+
+template <class T>
+struct StoreWord {
+  using Input = uint32_t;
+  using Output = Word<T>;
+  static JPU_DEVICE void apply(const Input* input, Output* output) { store_word(output->at, *input); }
+};
+
+template <class T>
+struct WidenWord {
+  using Input = uint32_t;
+  struct Output {
+    float at[kWordSize<T>];
+  };
+  static JPU_DEVICE void apply(const Input* input, Output* output) {
+    float values[kWordSize<T>];
+    widen_word<T>(*input, values);
+    for (int i = 0; i < kWordSize<T>; ++i) output->at[i] = values[i];
+  }
+};
+
+template <class T>
+struct NarrowWord {
+  struct Input {
+    float at[kWordSize<T>];
+  };
+  using Output = uint32_t;
+  static JPU_DEVICE void apply(const Input* input, Output* output) {
+    float values[kWordSize<T>];
+    for (int i = 0; i < kWordSize<T>; ++i) values[i] = input->at[i];
+    *output = narrow_word<T>(values);
+  }
 };
 
 // --- async_copy.h -----------------------------------------------------------------------------------
@@ -309,12 +368,16 @@ void run_launch(const void* input, void* output, int64_t items) {
   of<F<double>>(wrapper "<double>"), of<F<float>>(wrapper "<float>"), of<F<float16>>(wrapper "<float16>"), \
       of<F<bfloat16>>(wrapper "<bfloat16>")
 
+#define JPU_FOR_WORDS(wrapper, F) \
+  of<F<float>>(wrapper "<float>"), of<F<float16>>(wrapper "<float16>"), of<F<bfloat16>>(wrapper "<bfloat16>")
+
 // Not inside cases(): the guard of a local one is an atomic, which host execution has no hook for.
 const std::vector<Case> all = {
     {"launch", sizeof(Launched::Input), sizeof(Launched::Output), &run_launch},
     of<ThreadIndex>("thread_index"),
     of<WarpIndex>("warp_index"),
     of<LaneIndex>("lane_index"),
+    of<ConvergeWarp>("converge_warp"),
     of<BlockIndex>("block_index"),
     of<BlockBarrier>("block_barrier"),
     JPU_FOR_DTYPES("load", Load),
@@ -326,6 +389,10 @@ const std::vector<Case> all = {
     of<SharedMemory<99 * 1024>>("shared_memory<99KiB>"),  // and with it, on the GPUs that have least
     JPU_FOR_DTYPES("widen", Widen),
     JPU_FOR_DTYPES("narrow", Narrow),
+    JPU_FOR_WORDS("read_word", ReadWord),
+    JPU_FOR_WORDS("store_word", StoreWord),
+    JPU_FOR_WORDS("widen_word", WidenWord),
+    JPU_FOR_WORDS("narrow_word", NarrowWord),
     of<MultiplyAdd<double>>("multiply_add<double>"),
     of<MultiplyAdd<float>>("multiply_add<float>"),
     of<SquareRoot<double>>("square_root<double>"),

@@ -17,6 +17,7 @@ from jpu_cuda import functional, use_backend
 from jpu_cuda.backend import requested_backend
 from jpu_cuda.ops import upsample_fold
 from jpu_cuda.ops._library import sum_dtype
+from jpu_cuda.reference import norm_relu
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Memory format, channels, and how far a slice lies from the ends of its buffer: 0 or 16 keep 16-byte accesses.
@@ -117,6 +118,23 @@ def fold(layout: str, dtype: torch.dtype, device: str) -> None:
     assert_as_in_float64(folded, [first, second, *vectors[0], *vectors[1]], device, steps=64)
 
 
+def rectify(layout: str, dtype: torch.dtype, device: str) -> None:
+    """norm_relu, whose results have no gradient."""
+    levels = levels_of(layout, SIZES[0], dtype, device)
+    generator = torch.Generator().manual_seed(3)
+    values = [
+        [torch.rand(x.shape[1], generator=generator, dtype=torch.float64) + 0.5 for x in levels]
+        for _ in ("weight", "bias", "mean", "var")
+    ]
+    eps = [1e-5] * len(levels)
+    found = torch.ops.jpu_cuda.norm_relu(levels, *([x.to(device, dtype) for x in part] for part in values), eps)
+    rounded = ([x.to(dtype).double() for x in part] for part in values)
+    expected = norm_relu.norm_relu([x.cpu().double() for x in levels], *rounded, eps)
+    for result, truth in zip(found, expected, strict=True):
+        atol = 8 * torch.finfo(dtype).eps * float(truth.abs().max())
+        torch.testing.assert_close(result.cpu().double(), truth, rtol=0, atol=atol)
+
+
 def group(dtype: torch.dtype, device: str) -> None:
     """The gradients of a pyramid of several chunks and tiles: one image at a time, and both together."""
     case = Pyramid(2, (40, 8), 70, (5, 6), (1, 3), dtype, "channels_last", terms="images", device=device)
@@ -141,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 resize(layout, sizes, dtype, align_corners, options.device)
             convolve(layout, dtype, options.device)
             fold(layout, dtype, options.device)
-            count += 4
+            rectify(layout, dtype, options.device)
+            count += 5
         print(f"{layout}: as PyTorch in float64", flush=True)
     for dtype in DTYPES:
         group(dtype, options.device)
