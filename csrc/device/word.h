@@ -45,7 +45,7 @@ JPU_DEVICE void widen_word(uint32_t word, float (&result)[kWordSize<T>]) {
 #if JPU_CUDA
     result[0] = __uint_as_float(word);
 #else
-    std::memcpy(&result[0], &word, sizeof word);
+    result[0] = __builtin_bit_cast(float, word);
 #endif
   } else {
     result[0] = widen(T{static_cast<uint16_t>(word & 0xffff)});
@@ -61,9 +61,7 @@ JPU_DEVICE uint32_t narrow_word(const float (&value)[kWordSize<T>]) {
 #if JPU_CUDA
     return __float_as_uint(value[0]);
 #else
-    uint32_t word;
-    std::memcpy(&word, &value[0], sizeof word);
-    return word;
+    return __builtin_bit_cast(uint32_t, value[0]);
 #endif
   } else {
     return narrow<T>(value[0]).bits | static_cast<uint32_t>(narrow<T>(value[1]).bits) << 16;

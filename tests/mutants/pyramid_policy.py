@@ -28,7 +28,7 @@ _PLANS = [
     _changed(
         "plan-far-by-one-step",
         _LAUNCH,
-        "INT32_MAX / ((34 + 1) * kMaxDilation)",
+        "INT32_MAX / kMaxReach",
         "INT32_MAX",
         "Offsets of a patch's later rows overflow.",
     ),
