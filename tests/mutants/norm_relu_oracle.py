@@ -22,6 +22,8 @@ CASES = (
     Norms((3, 300, 1), ((24, 33), (2, 4), (8, 65))),
     Norms((131, 3, 260), ((3, 3), (41, 37), (1, 3)), (*_LAST[:2], "contiguous"), absent=(("weight", 1), ("bias", 1))),
     Norms((8, 8, 16), ((4, 8),) * 3, ("sliced_by_16", "sliced", "sliced_channels_last_by_16")),
+    one(8, (4, 8), "sliced_channels_last"),  # of float64, a vector apart, but begins within one
+    one(13, (1, 1), batch=1),
     Norms((8, 5, 8), ((4, 8), (4, 8), (1, 1)), ("transposed", "padded", "expanded_batch"), batch=3),
     Norms((5, 8), ((1, 1), (3, 5)), ("contiguous", "strided"), batch=0),
     Norms((3,) * 9, ((4, 5),) * 9, ("contiguous",) * 9),
