@@ -12,6 +12,7 @@ from served import CHANNELS, jpu_of
 from strategies import needs_host
 from test_served_norms import FUSED, INFERENCE, levels_of, run
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize, prune
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -375,6 +376,53 @@ def test_compilers_and_exporters_get_the_layers_themselves() -> None:
         program = torch.export.export(jpu, tuple(levels))
     assert "jpu_cuda.norm_relu.default" not in {str(node.target) for node in program.graph.nodes}
     torch.testing.assert_close(program.module()(*levels)[-1], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_tracing_gets_the_layers_themselves(mode: Callable[[], Any]) -> None:
+    jpu, levels = jpu_of().requires_grad_(False), tuple(levels_of())
+    expected, _ = run(jpu, levels, "reference")
+    with mode(), use_backend("host"):
+        traced = torch.jit.trace(Last(jpu), levels, check_trace=False)
+    torch.testing.assert_close(traced(*levels), expected, rtol=1e-12, atol=1e-12)
+
+
+class Last(nn.Module):
+    def __init__(self, jpu: JPU) -> None:
+        super().__init__()
+        self.jpu = jpu
+
+    def forward(self, *levels: Tensor) -> Tensor:
+        return self.jpu(*levels)[-1]
+
+
+def test_a_graph_recorded_without_gradients_runs_with_them() -> None:
+    jpu, levels = jpu_of(), levels_of()
+    with use_backend("host"):
+        with torch.no_grad():
+            graph = make_fx(lambda *x: jpu._features(x))(*levels)
+        assert any("norm_relu" in str(node.target) for node in graph.graph.nodes)
+        found = graph(*levels)  # its parameters need a gradient
+    for x, y in zip(found, [jpu.stage(i)(level) for i, level in enumerate(levels)], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_frozen_norms_that_promote_are_pytorchs() -> None:
+    """Torchvision's is plain arithmetic: of bfloat16 and buffers of float32 it makes float32."""
+    jpu = jpu_of(FrozenBatchNorm2d).bfloat16()
+    for module in jpu.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.float()
+    levels = levels_of(dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, _ = run(jpu, levels, "reference")
+        out, kernels = run(jpu, levels, "host")
+        reason = reason_for(jpu, levels)
+    assert kernels == ["upsample_concat forward"]
+    assert out.dtype == expected.dtype == torch.float32
+    assert "PyTorch serves the stages (conv3.1 would make torch.float32 of torch.bfloat16)" in reason
+    assert "PyTorch serves the branches (" in reason
+    torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
 
 
 # --- nothing is kept ------------------------------------------------------------------------------------

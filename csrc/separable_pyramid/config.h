@@ -90,20 +90,18 @@ constexpr bool fetches_little(const Tiling& t, int dilation, int height, int wid
   return 2 * (h + 2 * (t.rows - 1)) * (w + 2 * (t.columns - 1)) <= 3 * h * w;
 }
 
-// The one that wastes the fewest slots on pixels that the image does not have; of those that fetch little, if any does.
+// The one that wastes the fewest slots on pixels that the image does not have; or one that fetches little, if it wastes
+// no more than an eighth beyond that, since slots are what the products are made of.
 template <int Pixels>
 constexpr Tiling choose_tiling(int dilation, int height, int width) {
-  Tiling best = tiling(Shapes<Pixels>::kList[0], dilation, height, width);
-  bool little = fetches_little(best, dilation, height, width);
+  Tiling fewest = tiling(Shapes<Pixels>::kList[0], dilation, height, width), little{};
   for (const Shape& shape : Shapes<Pixels>::kList) {
     const Tiling other = tiling(shape, dilation, height, width);
-    const bool as_little = fetches_little(other, dilation, height, width);
-    if (as_little > little || (as_little == little && other.slots() < best.slots())) {
-      best = other;
-      little = as_little;
-    }
+    if (other.slots() < fewest.slots()) fewest = other;
+    if (!fetches_little(other, dilation, height, width)) continue;
+    if (little.slots() == 0 || other.slots() < little.slots()) little = other;
   }
-  return best;
+  return little.slots() != 0 && 8 * little.slots() <= 9 * fewest.slots() ? little : fewest;
 }
 
 }  // namespace jpu::separable_pyramid

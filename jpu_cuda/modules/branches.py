@@ -54,6 +54,8 @@ def read(branches: Sequence[tuple[str, nn.Module]], proven: Mapping[str, Proof],
     """
     if hooks_everywhere():
         raise Unfit("all modules have hooks")
+    if torch.jit.is_tracing():  # for which sizes are tensors, and norms without weights no list
+        raise Unfit("traced programs hold the layers as they are")
     found = [parts_of(path, branch, proven) for path, branch in branches]
     depthwise = [parts[0].module.weight for parts in found]
     pointwise = [parts[2].module.weight for parts in found]
@@ -66,7 +68,7 @@ def read(branches: Sequence[tuple[str, nn.Module]], proven: Mapping[str, Proof],
     kinds = {w.dtype for w in convolutions}
     if len(kinds) > 1 or not same_for_convolution(depthwise[0], like):
         raise Unfit(f"convolutions have {listed(kinds)}, their input {like.dtype}")
-    check_norm_dtypes(values, like)
+    check_norm_dtypes(norms, values, like)
     if torch.is_grad_enabled() and any(value.requires_grad for value in (*mean, *var)):
         raise Unfit("statistics need a gradient")
     check_tensors(convolutions + values, like)

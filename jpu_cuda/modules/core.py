@@ -113,13 +113,12 @@ class JointPyramid(nn.Module):
 
     def _features(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """What the stages make of their levels: where they fit, all norms and ReLUs in one launch."""
-        try:
-            fused = self.fused_stages(levels)
-        except Unfit:
-            fused = None
-        if fused is None or choose(levels[0]).backend == "reference":
+        if choose(levels[0]).backend == "reference":
             return [self.stage(i)(level) for i, level in enumerate(levels)]
-        convolutions, *norms = fused
+        try:
+            convolutions, *norms = self.fused_stages(levels)
+        except Unfit:
+            return [self.stage(i)(level) for i, level in enumerate(levels)]
         convolved = [convolution(level) for convolution, level in zip(convolutions, levels, strict=True)]
         return torch.ops.jpu_cuda.norm_relu(convolved, *norms)
 

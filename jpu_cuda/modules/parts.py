@@ -104,12 +104,16 @@ def columns_of(norms: Sequence[Part]) -> tuple[list[Tensor | None], list[Tensor 
     return weight, bias, mean, var, [float(norm.module.eps) for norm in norms]
 
 
-def check_norm_dtypes(values: Sequence[Tensor], like: Tensor) -> None:
+def check_norm_dtypes(norms: Sequence[Part], values: Sequence[Tensor], like: Tensor) -> None:
     """Of all norms' weights, biases and statistics: one, that of their input or that of its sums."""
     # By sets, as below, since there are some dozens of tensors and this is done in every call.
     kinds = {value.dtype for value in values}
     if len(kinds) > 1 or values[0].dtype not in (like.dtype, sum_dtype(like.dtype)):
         raise Unfit(f"norms have {listed(kinds)}, their input {like.dtype}")
+    for norm in norms:
+        # It is plain arithmetic, which promotes; PyTorch's own norms keep the dtype of their input.
+        if _is_frozen(norm.module) and like.dtype not in kinds:
+            raise Unfit(f"{norm.name} would make {listed(kinds)} of {like.dtype}")
 
 
 def check_types(tensors: Sequence[Tensor]) -> None:
@@ -142,13 +146,14 @@ def prove(path: str, module: nn.Module, parts_of: PartsOf) -> dict[str, Proof]:
     if not foreign:
         return {}
     try:
-        twin = copy.deepcopy(module).to("cpu", torch.float64).eval()
-        parts = [part.module for part in parts_of(path, twin, foreign)]
-        runs_in_order = _runs_in_order(twin, parts)
-        twin.train()
-        for norm in parts[1::2]:
-            norm.eval()
-        return foreign if runs_in_order and _runs_in_order(twin, parts) else {}
+        with torch.random.fork_rng(devices=[]):  # a dropout would use it
+            twin = copy.deepcopy(module).to("cpu", torch.float64).eval()
+            parts = [part.module for part in parts_of(path, twin, foreign)]
+            runs_in_order = _runs_in_order(twin, parts)
+            twin.train()
+            for norm in parts[1::2]:
+                norm.eval()
+            return foreign if runs_in_order and _runs_in_order(twin, parts) else {}
     except Exception:  # whatever foreign code raises, it has not shown what it does
         return {}
 

@@ -57,13 +57,16 @@ def read(
     # the layers that other compilers know.
     if torch.compiler.is_compiling():
         raise Unfit("compilers fuse norms and ReLUs themselves")
+    if torch.jit.is_tracing():
+        raise Unfit("traced programs hold the layers as they are")
     if hooks_everywhere():
         raise Unfit("all modules have hooks")
     found = [parts_of(path, stage, proven) for path, stage in stages]
     convolutions = [parts[0].module for parts in found]
-    weight, bias, mean, var, eps = columns_of([parts[1] for parts in found])
+    norms = [parts[1] for parts in found]
+    weight, bias, mean, var, eps = columns_of(norms)
     values = [value for value in (*weight, *bias, *mean, *var) if value is not None]
-    check_norm_dtypes(values, like)
+    check_norm_dtypes(norms, values, like)
     check_tensors(values, like)
     weights = [w for convolution in convolutions for w in (convolution.weight, convolution.bias) if w is not None]
     check_types((*levels, *weights))  # by which their results go

@@ -46,7 +46,7 @@ TEST_FILES = (
     "test_norm_relu.py",
 )
 
-ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 180)
+ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 300)
 
 
 def tests_check() -> Check:

@@ -37,9 +37,16 @@ FAULTS = [
     Fault(
         "pyramid-tiles-fetch-more",
         _CONFIG,
-        "as_little > little || (as_little == little && other.slots() < best.slots())",
-        "other.slots() < best.slots()",
+        "little.slots() != 0 && 8 * little.slots() <= 9 * fewest.slots() ? little : fewest",
+        "fewest",
         "Small tiles are preferred, whose halos are most of what they fetch.",
+    ),
+    Fault(
+        "pyramid-tiles-fetch-little-at-any-price",
+        _CONFIG,
+        "little.slots() != 0 && 8 * little.slots() <= 9 * fewest.slots()",
+        "little.slots() != 0",
+        "To fetch a little less, tiles are chosen that waste half of their slots.",
     ),
     Fault(
         "pyramid-tiles-halo-forgotten",
@@ -51,8 +58,8 @@ FAULTS = [
     Fault(
         "pyramid-tiles-waste-slots",
         _CONFIG,
-        "as_little == little && other.slots() < best.slots()",
-        "as_little == little && other.slots() > best.slots()",
+        "if (other.slots() < fewest.slots())",
+        "if (other.slots() > fewest.slots())",
         "Tiles are chosen of which most slots have no pixel.",
     ),
     Fault(
