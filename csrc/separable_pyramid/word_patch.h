@@ -202,8 +202,7 @@ JPU_DEVICE void normalise(const Params& p, const Shape& shape, const Inputs<T>& 
     JPU_UNROLL for (int x = 0; x < kSquare; ++x) {
       float h[W];
       JPU_UNROLL for (int c = 0; c < W; ++c) {
-        // A last word's second channel that does not exist is 0, whatever terms lie in its place.
-        h[c] = square.word * W + c < count ? multiply_add(scale[c], sum[y][x][c], shift[c]) : 0;
+        h[c] = multiply_add(scale[c], sum[y][x][c], shift[c]);  // 0 of a last word's channel that does not exist
         if constexpr (W == 1) h[c] = round_tf32(h[c]);
       }
       use(y, x, narrow_word<T>(h));

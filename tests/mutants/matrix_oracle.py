@@ -168,9 +168,8 @@ def matrices_of_little_tiles() -> None:
         assert normalise.blocks * 128 <= most, f"{case}: expected {most} slots, got {normalise.blocks * 128}"
         if counted():
             inputs = normalise.counters["distinct_read_bytes"] - 9 * 32 * 2 * normalise.blocks
-            assert size[0] == 65 or inputs <= 1.5 * pixels * 64, (
-                f"{case}: expected little halo, got {inputs / pixels / 64:.2f}"
-            )
+            times = inputs / pixels / 64
+            assert size[0] == 65 or times <= 1.5, f"{case}: expected little halo, got {times:.2f} of its pixels"
 
 
 def matrices_fetch_each_chunk_once() -> None:
