@@ -25,7 +25,15 @@ from rich.table import Table
 
 from jpu_cuda._source import source_hash
 
-from . import norm_relu, pyramid_matrix, pyramid_policy, separable_pyramid, upsample_concat, upsample_fold
+from . import (
+    norm_relu,
+    pyramid_matrix,
+    pyramid_operands,
+    pyramid_policy,
+    separable_pyramid,
+    upsample_concat,
+    upsample_fold,
+)
 from .faults import DoesNotApply, Fault
 from .trial import ROOT, Check, Tree, TrialError, Verdict, accept_original, try_fault
 
@@ -35,6 +43,7 @@ FAULTS = [
     *upsample_fold.FAULTS,
     *norm_relu.FAULTS,
     *separable_pyramid.FAULTS,
+    *pyramid_operands.FAULTS,
     *pyramid_matrix.FAULTS,
     *pyramid_policy.FAULTS,
 ]
