@@ -186,8 +186,8 @@ class _Policies(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name == "jpu_cuda::separable_pyramid":
             levels, _, pointwise = args[:3]
-            shapes = [x.shape[1] for x in levels], pointwise[0].shape[0]
-            choice = torch.ops.jpu_cuda.separable_pyramid_policy(levels[0], *shapes, *matrix_options())
+            outputs = pointwise[0].shape[0]
+            choice = torch.ops.jpu_cuda.separable_pyramid_policy(levels[0], outputs, *matrix_options())
             policy, _, reason = choice.partition(": ")
             self.found.append((policy, reason))
         return func(*args, **(kwargs or {}))
