@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,18 +162,53 @@ def settings(tf32: bool | None = None, depthwise: str = "auto", benchmark: bool 
         benchmark: whether cuDNN tries its algorithms out, which is worth it where shapes do not change.
     """
     wanted: list[tuple[Any, str, Any]] = [(torch.backends.cudnn, "benchmark", benchmark)]
-    if tf32 is not None:
-        wanted += [(torch.backends.cudnn, "allow_tf32", tf32), (torch.backends.cuda.matmul, "allow_tf32", tf32)]
     if hasattr(torch.backends.cudnn, "depthwise_kernel"):
         wanted.append((torch.backends.cudnn, "depthwise_kernel", depthwise))
     before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+    with nullcontext() if tf32 is None else _precision(tf32):
+        try:
+            for module, name, value in wanted:
+                setattr(module, name, value)
+            yield
+        finally:
+            for module, name, value in before:
+                setattr(module, name, value)
+
+
+@contextmanager
+def _precision(tf32: bool) -> Iterator[None]:
+    """Whether float32 may be TF32, by PyTorch's older switches and by its newer ones, which have to agree.
+
+    Setting the older ones changes the newer ones too, but not the other way round.
+    """
+    cudnn: Any = torch.backends.cudnn  # whose stubs lack the newer ones
+    matmul: Any = torch.backends.cuda.matmul
+    mkldnn: Any = torch.backends.mkldnn
+    newer: list[Any] = []
+    if hasattr(cudnn, "conv"):  # since torch 2.9; Inductor's own convolutions go by that of all cuDNN
+        newer = [cudnn, cudnn.conv, cudnn.rnn, matmul]
+    # Of a CPU's products nothing is asked for, but the older name is theirs as well.
+    before = [(switch, switch.fp32_precision) for switch in [*newer, *([mkldnn.matmul] if newer else [])]]
+    convolutions = _unless_mixed(lambda: cudnn.allow_tf32, True)
+    products = _unless_mixed(torch.get_float32_matmul_precision, "highest")
     try:
-        for module, name, value in wanted:
-            setattr(module, name, value)
+        cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+        for switch in newer:
+            switch.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+        cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+        for switch, value in before:
+            switch.fp32_precision = value
+
+
+def _unless_mixed(read: Callable[[], Any], default: Any) -> Any:
+    """An older switch; PyTorch's default where only newer ones were set, as it may not even be asked then."""
+    try:
+        return read()
+    except RuntimeError:
+        return default
 
 
 class _Policies(TorchDispatchMode):

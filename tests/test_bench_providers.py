@@ -91,6 +91,44 @@ def test_settings_hold_within_and_are_restored():
     assert found() == before
 
 
+def _precisions():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches = cudnn, cudnn.conv, cudnn.rnn, matmul, torch.backends.mkldnn.matmul
+    return [switch.fp32_precision for switch in switches]
+
+
+@pytest.fixture
+def newer_switches():
+    cudnn = torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):
+        pytest.skip(f"torch {torch.__version__} has the older switches only")
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    yield
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_newer_switches_of_tf32_hold_and_are_restored(newer_switches, tf32):
+    before = _precisions()
+    with providers.settings(tf32):
+        assert _precisions()[:4] == ["tf32" if tf32 else "ieee"] * 4
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    assert _precisions() == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_switches_that_the_older_names_may_not_be_asked_for_are_restored(newer_switches):
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError):
+        _ = torch.backends.cudnn.allow_tf32
+    before = _precisions()
+    for tf32 in (None, True, False):
+        with providers.settings(tf32):
+            assert tf32 is None or torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+        assert _precisions() == before
+
+
 @pytest.fixture(scope="module")
 def prepared():
     return workloads.prepare(SMALL, PLAIN, CPU)
