@@ -165,6 +165,20 @@ def test_a_jpu_that_kernels_do_not_take_is_not_timed_as_theirs(prepared):
         pass
 
 
+@pytest.mark.parametrize(("name", "part"), [("conv3", "stages"), ("conv5", "stages"), ("dilation2", "branches")])
+def test_a_whole_jpu_of_which_kernels_take_a_part_is_not_timed_as_theirs(name, part):
+    prepared = workloads.prepare(Workload("jpu", 6, 5, 1, "float32", channels=16), PLAIN, CPU)
+    with serve(PROVIDERS["host"], prepared.model, prepared.inputs) as call:
+        assert (prepared.last_image(call()).double() - prepared.truth.value).abs().max() < 1e-4
+    model = copy.deepcopy(prepared.model)
+    getattr(model.jpu, name).register_forward_hook(lambda *_: None)
+    with (
+        pytest.raises(RuntimeError, match=f"expected kernels to serve the JPU's {part}, PyTorch did"),
+        serve(PROVIDERS["host"], model, prepared.inputs),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("policy", ["mma", "two-pass"])
 def test_a_policy_that_another_serves_is_not_timed_as_itself(prepared, policy):
     message = f"policy '{policy}' does not take this, 'fma' does: float32 keeps its precision"
@@ -201,12 +215,14 @@ def test_the_compiler_is_told_whether_weights_are_constants(prepared, monkeypatc
 
     def compile(model, mode, dynamic):
         found.append((mode, dynamic, torch._inductor.config.freezing))
-        return model
+        return lambda *inputs: [getattr(x, "_dynamo_static_input_type", None) for x in inputs]
 
     monkeypatch.setattr(torch, "compile", compile)
     for name in ("compiled", "compiled-frozen"):
-        with serve(PROVIDERS[name], prepared.model, prepared.inputs):
-            pass
+        with serve(PROVIDERS[name], prepared.model, prepared.inputs) as call:
+            # Replayed without copies of the inputs, as graphs of other providers are.
+            assert call() == ["unguarded"] * 3
+    assert not any(hasattr(x, "_dynamo_static_input_type") for x in prepared.inputs)
     assert found == [("max-autotune", False, False), ("max-autotune", False, True)]
     assert not torch._inductor.config.freezing
 
