@@ -56,7 +56,7 @@ class Kernel:
         features: two numbers of a call that each count is a linear combination of: blocks and their steps, say.
         multiply_adds: that the result needs most of: those of the product, where it has one, without padding.
         moved: bytes that it must move, each once.
-        read_again: bytes that it reads again if the cache has so many bytes.
+        moved_again: bytes that a device's DRAM moves beyond those, since its L2 cache does not hold them.
         tensor: whether its matrix product is one of tensor cores.
         main_multiply_adds: of all counted, those of the main loop; None if it has them all.
         wide: whether its main loop accesses global memory 16 bytes at a time, where loops for other layouts do not.
@@ -73,7 +73,7 @@ class Kernel:
     features: Callable[[Work], tuple[int, int]]
     multiply_adds: Callable[[Work], int]
     moved: Callable[[Work], int]
-    read_again: Callable[[Work, int], int] = lambda work, cache: 0
+    moved_again: Callable[[Work, Device], int] = lambda work, device: 0
     tensor: bool = False
     main_multiply_adds: Callable[[Work, Counts], int] | None = None
     wide: bool = False
@@ -164,9 +164,11 @@ def _pyramid_moved(work: Work) -> int:
     return work.resized_bytes() + work.weight_bytes() + work.term_bytes() + work.output_bytes()
 
 
-def _levels_again(work: Work, cache: int) -> int:
-    # Branches are the slowest index of the grid, so levels that the cache does not hold come once for each.
-    return (work.branches - 1) * work.resized_bytes() if work.resized_bytes() > cache else 0
+def _levels_again(work: Work, device: Device) -> int:
+    # Blocks go image by image, and within one branch by branch: where the cache does not hold the levels of a single
+    # image, they come once for each branch.
+    of_image = work.resized_bytes() // work.batch
+    return (work.branches - 1) * work.resized_bytes() if of_image > device.l2 else 0
 
 
 def _fma_product(work: Work, counts: Counts) -> int:
@@ -186,12 +188,30 @@ def _splits(work: Work) -> int:
     return -(-_chunks(work) // SPLIT_CHUNKS)
 
 
-def rounds(work: Work, device: Device, tiles: int) -> int:
-    """How often the two passes run, one after the other: h of one round fits half of L2, in whole waves."""
+def _tile_bytes(work: Work) -> int:
+    """Of h, for a tile of pixels."""
+    return _chunks(work) * TILE_PIXELS * CHUNK_BYTES
+
+
+def room(work: Work, device: Device, tiles: int) -> int:
+    """Tiles of a round of the two passes: as many as half of L2 holds the h of, in whole waves; at least one wave."""
     shares = -(-work.outputs // MATRIX_OUTPUTS)
-    room = max(device.l2 // 2 // (_chunks(work) * TILE_PIXELS * CHUNK_BYTES), 1)
+    fitting = max(device.l2 // 2 // _tile_bytes(work), 1)
     wave = max(device.sms // shares, 1)
-    return -(-tiles // (room if room < wave else room // wave * wave))
+    return min(max(fitting // wave * wave, wave), tiles)
+
+
+def rounds(work: Work, device: Device, tiles: int) -> int:
+    """How often the two passes run, one after the other."""
+    return -(-tiles // room(work, device, tiles))
+
+
+def normalised_again(work: Work, device: Device) -> int:
+    """Bytes of h that one pass writes to DRAM and the other reads from there: all, where a round's exceed L2."""
+    tiles = work.branches * -(-work.pixels // TILE_PIXELS)  # at least
+    if room(work, device, tiles) * _tile_bytes(work) <= device.l2:
+        return 0
+    return work.pixels * work.branches * work.all_channels * work.element_bytes
 
 
 def _normalise_launches(work: Work, device: Device, counts: Counts) -> int:
@@ -236,7 +256,7 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=_pyramid_moved,
-        read_again=_levels_again,
+        moved_again=_levels_again,
         main_multiply_adds=_fma_product,
     ),
     Kernel(
@@ -248,7 +268,7 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=_pyramid_moved,
-        read_again=_levels_again,
+        moved_again=_levels_again,
         tensor=True,
         dynamic_shared=MMA_SHARED,
     ),
@@ -260,9 +280,9 @@ KERNELS = (
         symbol="pyramid_normalise",
         features=lambda work: (work.batch * _splits(work), work.batch * work.all_channels),
         multiply_adds=lambda work: work.depthwise_multiply_adds(),
-        # h is written to L2, where the second pass finds it.
+        # h is written to L2, where the second pass finds it, unless a wave's h is too large for that.
         moved=lambda work: work.resized_bytes() + work.depthwise_bytes() + work.term_bytes(),
-        read_again=_levels_again,
+        moved_again=lambda work, device: _levels_again(work, device) + normalised_again(work, device),
         threads=128,
         launches=_normalise_launches,
     ),
@@ -275,6 +295,7 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=lambda work: work.weight_bytes() - work.depthwise_bytes() + work.output_bytes(),
+        moved_again=normalised_again,
         tensor=True,
         dynamic_shared=TWO_PASS_SHARED,
         launches=_product_launches,
