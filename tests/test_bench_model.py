@@ -15,7 +15,7 @@ from benchmarks.model.sass import Instruction, Loop, Program
 from benchmarks.model.work import Work, select, stage_floor
 
 H100, A100 = DEVICES["h100"], DEVICES["a100"]
-FOLD, CONCAT, KERNEL, MMA, NORMALISE, PRODUCT_OF_TWO = KERNELS
+NORM_RELU, FOLD, CONCAT, KERNEL, MMA, NORMALISE, PRODUCT_OF_TWO = KERNELS
 
 
 @pytest.mark.parametrize(
@@ -313,6 +313,13 @@ def test_a_policy_is_the_sum_of_its_launches():
     assert float(rows[-2]["predicted"]) == pytest.approx(total, rel=1e-2)
 
 
+def test_norms_of_stage_a_move_its_results_twice_and_are_in_no_sum():
+    assert NORM_RELU.moved(WORK) == pytest.approx(2 * WORK.level_bytes(), rel=1e-2)
+    rows = _cells(_line(NORM_RELU, 9.0), _line(FOLD, 0.25), _line(KERNEL, 1.0))
+    assert rows[1]["kernel"] == "norm_relu forward"
+    assert [row["measured"] for row in rows if "all launches" in row["kernel"]] == ["1.25"]
+
+
 def test_a_sum_with_an_unmeasured_part_is_not_measured():
     assert _cells(_line(FOLD, None), _line(KERNEL, 1.0))[-1]["measured"] == "–"
 
@@ -385,6 +392,18 @@ def test_both_passes_are_launched_in_every_round():
     work = Work(16, 64, 64, "bfloat16")
     assert NORMALISE.launches(work, H100, {"blocks": 2048 * 6}) == 32
     assert PRODUCT_OF_TWO.launches(work, H100, {"blocks": 2048 * 2}) == 32
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"kThreads = {kernels.NORM_THREADS};",
+        f"kWalk = {kernels.WALK};",
+        f"kVectorLanes = {kernels.VECTOR_LANES},",
+    ],
+)
+def test_constants_are_those_of_norm_relu(line):
+    assert line in (ROOT / "csrc" / "norm_relu" / "config.h").read_text()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ Counts = dict[str, int]
 # of a block of the first of two passes, and what blocks may have of shared memory.
 TILE_PIXELS, FMA_OUTPUTS, MATRIX_OUTPUTS = 128, 64, 256
 CHUNK_BYTES, SPLIT_CHUNKS = 64, 8
+# Of norm_relu/config.h: a block's threads, bytes of what each owns at a step, how many lie side by side, and steps.
+NORM_THREADS, VECTOR_BYTES, VECTOR_LANES, WALK = 256, 16, 32, 8
 MMA_SHARED, TWO_PASS_SHARED = 87 * KIB, 96 * KIB
 
 
@@ -99,6 +101,11 @@ def _levels(work: Work, resized: bool) -> list[Tensor]:
     return [level.contiguous(memory_format=torch.channels_last) for level in levels]
 
 
+def _norm_relu(work: Work) -> object:
+    norms = [torch.ones(work.channels)] * work.levels
+    return torch.ops.jpu_cuda.norm_relu(_levels(work, resized=False), norms, norms, norms, norms, [1e-5] * work.levels)
+
+
 def _fold(work: Work) -> object:
     # The norms keep their size in samples: they cost next to nothing and are no multiple of the levels.
     full = Work(1, 1, 1, work.dtype, dilations=work.dilations)
@@ -131,6 +138,12 @@ def _counted_dtype(work: Work) -> str:
     return "bfloat16" if work.dtype == "float16" else work.dtype
 
 
+def _pixels_of_norm_relu(work: Work) -> tuple[Work, Work]:
+    # As many channels as there are, by which tiles go; two small maps.
+    small = replace(work, batch=1, height=8, width=8, dtype=_counted_dtype(work))
+    return small, replace(small, height=16, width=16)
+
+
 def _channels_of_upsample(work: Work) -> tuple[Work, Work]:
     # 64 channels are whole tiles of channels in every dtype. One image.
     small = replace(work, batch=1, channels=64, dtype=_counted_dtype(work))
@@ -147,12 +160,27 @@ def _channels_of_pyramid(outputs: int) -> Callable[[Work], tuple[Work, Work]]:
 
 
 CALLS = {
+    "norm_relu": Call(_norm_relu, _pixels_of_norm_relu),
     "upsample_fold": Call(_fold, _channels_of_upsample),
     "upsample_concat": Call(_concat, _channels_of_upsample),
     "fma": Call(_pyramid, _channels_of_pyramid(FMA_OUTPUTS), policy="fma"),
     "mma": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="mma", arch=80),
     "two-pass": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="two-pass", arch=80),
 }
+
+
+def _level_elements(work: Work) -> int:
+    return work.level_bytes() // work.element_bytes
+
+
+def _norm_relu_features(work: Work) -> tuple[int, int]:
+    # Of norm_relu/config.h, for channels_last and whole warps in a row of channels: blocks, each of which works out its
+    # channels' terms, and elements.
+    vectors = -(-work.channels * work.element_bytes // VECTOR_BYTES)
+    lanes = -(-vectors // -(-vectors // VECTOR_LANES))
+    pixels = NORM_THREADS // lanes * WALK
+    areas = (work.batch * height * width for height, width in map(work.level_size, range(work.levels)))
+    return sum(-(-area // pixels) for area in areas) * -(-vectors // lanes), _level_elements(work)
 
 
 def _fold_moved(work: Work) -> int:
@@ -223,6 +251,19 @@ def _product_launches(work: Work, device: Device, counts: Counts) -> int:
 
 
 KERNELS = (
+    # Of stage (a), so in no sum of stage (b).
+    Kernel(
+        name="norm_relu forward",
+        call="norm_relu",
+        policy=None,
+        source="norm_relu/forward_{dtype}.cu",
+        symbol="norm_relu_forward",
+        features=_norm_relu_features,
+        multiply_adds=_level_elements,
+        # Weights, biases, means and variances are float32.
+        moved=lambda work: 2 * work.level_bytes() + 4 * 4 * work.all_channels,
+        wide=True,
+    ),
     Kernel(
         name="upsample_concat forward",
         call="upsample_fold",
