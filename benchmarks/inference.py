@@ -195,7 +195,7 @@ class _Session:
             with serve(provider, model, inputs, workload.dtype == "tf32") as call:
                 for _ in range(_CALLS[provider.compiled]):
                     result = call()
-                verify.assert_no_worse(prepared.last_image(result), prepared.truth, workload.part == "fastfcn")
+                verify.assert_no_worse(prepared.compared(result), prepared.truth, workload.part == "fastfcn")
                 samples = measure.time_calls(call, self._device, self._seconds, tick)
         except BackendUnavailableError as error:
             raise Skipped(str(error)) from error

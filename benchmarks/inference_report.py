@@ -117,7 +117,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [
         ", ".join(f"{name} {value}" for name, value in rows[0].versions.items()),
         f"sources {rows[0].source_hash[:12]}",
-        "ms: median of one call (quartiles), on a GPU with its L2 cache flushed before each; of a graph, its replay",
+        "ms: median of one call (quartiles), on a GPU with its L2 cache flushed before each; of a graph, its replay; "
+        "compiled: with inputs marked as staying where they are, so that its graphs copy none",
         "TFLOP/s: convolutions and matrix products, two operations for each multiply-add; "
         "gemm: the pointwise products alone, one batched product or one for each dilation into a slice of the output",
         "× best of PyTorch: latency of the fastest provider without this package's kernels over this one's",

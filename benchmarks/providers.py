@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,6 +149,10 @@ def serve(
             stack.enter_context(torch._inductor.config.patch(freezing=provider.frozen))
             stack.callback(torch.compiler.reset)
             call = torch.compile(model, mode="max-autotune", dynamic=False)
+            # Its CUDA graphs copy inputs to where they were captured, unless told that they stay where they are.
+            inputs = [x.detach() for x in inputs]
+            for x in inputs:
+                torch._dynamo.mark_static_address(x)
         yield _captured(call, inputs) if provider.graphed else lambda: call(*inputs)
 
 
@@ -162,46 +166,101 @@ def settings(tf32: bool | None = None, depthwise: str = "auto", benchmark: bool 
         benchmark: whether cuDNN tries its algorithms out, which is worth it where shapes do not change.
     """
     wanted: list[tuple[Any, str, Any]] = [(torch.backends.cudnn, "benchmark", benchmark)]
-    if tf32 is not None:
-        wanted += [(torch.backends.cudnn, "allow_tf32", tf32), (torch.backends.cuda.matmul, "allow_tf32", tf32)]
     if hasattr(torch.backends.cudnn, "depthwise_kernel"):
         wanted.append((torch.backends.cudnn, "depthwise_kernel", depthwise))
     before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+    with nullcontext() if tf32 is None else _precision(tf32):
+        try:
+            for module, name, value in wanted:
+                setattr(module, name, value)
+            yield
+        finally:
+            for module, name, value in before:
+                setattr(module, name, value)
+
+
+@contextmanager
+def _precision(tf32: bool) -> Iterator[None]:
+    """Whether float32 may be TF32, by PyTorch's older switches and by its newer ones, which have to agree.
+
+    Setting the older ones changes the newer ones too, but not the other way round.
+    """
+    cudnn: Any = torch.backends.cudnn  # whose stubs lack the newer ones
+    matmul: Any = torch.backends.cuda.matmul
+    mkldnn: Any = torch.backends.mkldnn
+    newer: list[Any] = []
+    if hasattr(cudnn, "conv"):  # since torch 2.9; Inductor's own convolutions go by that of all cuDNN
+        newer = [cudnn, cudnn.conv, cudnn.rnn, matmul]
+    # Of a CPU's products nothing is asked for, but the older name is theirs as well.
+    before = [(switch, switch.fp32_precision) for switch in [*newer, *([mkldnn.matmul] if newer else [])]]
+    convolutions = _unless_mixed(lambda: cudnn.allow_tf32, True)
+    products = _unless_mixed(torch.get_float32_matmul_precision, "highest")
     try:
-        for module, name, value in wanted:
-            setattr(module, name, value)
+        cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+        for switch in newer:
+            switch.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+        cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+        for switch, value in before:
+            switch.fp32_precision = value
 
 
-class _Policies(TorchDispatchMode):
-    """Notes how each call of the kernels does its matrix products, and why."""
+def _unless_mixed(read: Callable[[], Any], default: Any) -> Any:
+    """An older switch; PyTorch's default where only newer ones were set, as it may not even be asked then."""
+    try:
+        return read()
+    except RuntimeError:
+        return default
+
+
+class _Calls(TorchDispatchMode):
+    """Notes which of the package's operators are called, how matrix products are done, and why so.
+
+    Attributes:
+        names: of operators, each without its namespace.
+        policies: of each call of the branches, and its reason.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, str]] = []
+        self.names: set[str] = set()
+        self.policies: list[tuple[str, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name == "jpu_cuda::separable_pyramid":
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "jpu_cuda":
+            self.names.add(name)
+        if namespace == "jpu_cuda" and name == "separable_pyramid":
             levels, _, pointwise = args[:3]
-            shapes = [x.shape[1] for x in levels], pointwise[0].shape[0]
-            choice = torch.ops.jpu_cuda.separable_pyramid_policy(levels[0], *shapes, *matrix_options())
+            outputs = pointwise[0].shape[0]
+            choice = torch.ops.jpu_cuda.separable_pyramid_policy(levels[0], outputs, *matrix_options())
             policy, _, reason = choice.partition(": ")
-            self.found.append((policy, reason))
+            self.policies.append((policy, reason))
         return func(*args, **(kwargs or {}))
 
 
 def _demand_kernels(provider: Provider, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """A JPU whose branches the kernels do not take is PyTorch's without a word: not what is to be timed."""
-    with _Policies() as seen:
+    """What the kernels do not take of a JPU is PyTorch's without a word: not what is to be timed."""
+    wanted = {"separable_pyramid": "branches", "upsample_fold": "resizing"}
+    # A workload of branches alone has stages that do nothing.
+    if any(_has_norms(module) for module in model.modules() if isinstance(module, JointPyramid)):
+        wanted["norm_relu"] = "stages"
+    with _Calls() as seen:
         model(*inputs)
-    if not seen.found:
-        raise RuntimeError("expected kernels to serve the JPU's branches, PyTorch did; jpu_cuda.explain says why")
-    for policy, reason in seen.found:
+    for name, part in wanted.items():
+        if name not in seen.names:
+            raise RuntimeError(f"expected kernels to serve the JPU's {part}, PyTorch did; jpu_cuda.explain says why")
+    for policy, reason in seen.policies:
         if provider.policy not in ("auto", policy):
             raise BackendUnavailableError(f"policy {provider.policy!r} does not take this, {policy!r} does: {reason}")
+
+
+def _has_norms(jpu: JointPyramid) -> bool:
+    """Whether the stages do anything for a kernel to take over."""
+    stages = (jpu.stage(i) for i in range(jpu.num_levels))
+    return any(isinstance(module, nn.BatchNorm2d) for stage in stages for module in stage.modules())
 
 
 def _captured(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Callable[[], Any]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from jpu_cuda import use_backend
-from jpu_cuda.backend import BackendUnavailableError
+from jpu_cuda.backend import BackendUnavailableError, matrix_options
 
 from . import environment, measure, results, runner, systems, verify
 from .cases import Case
@@ -55,7 +55,7 @@ def measure_case(
         model, peak = _build_and_check(case, images, device)
     with serve(known, model, [images]) as call:
         if provider != "reference":
-            tf32 = images.is_cuda and case.dtype == "float32" and torch.backends.cudnn.allow_tf32
+            tf32 = images.is_cuda and case.dtype == "float32" and matrix_options().allow_tf32
             truth = verify.find_truth(model, [images[-1:]], lambda result: result[0], tf32)
             verify.assert_no_worse(call()[0][-1:], truth, deep=True)
         samples = measure.time_calls(call, device, seconds, tick)

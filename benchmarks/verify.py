@@ -57,7 +57,7 @@ def find_truth(model: nn.Module, inputs: Sequence[Tensor], pick: Callable[[Any],
 
     Args:
         model: in eval mode, in the dtype under test.
-        inputs: of one image.
+        inputs: of one image, or of few.
         pick: what of a result is compared.
         tf32: whether convolutions may round their operands to TF32. cuDNN may, and need not: which it does goes by
             what is fastest for a shape, so the error of eager with operands that are TF32 counts too.

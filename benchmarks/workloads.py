@@ -123,10 +123,16 @@ class Products(nn.Module):
             torch.mm(matrix, weight, out=out)
         return self.out
 
-    def last_image(self, result: Tensor, pixels: int) -> Tensor:
-        """[D, pixels, channels] of the last image, whichever way the products were made."""
-        last = result[..., -pixels:, :]
-        return last if self.into == "bmm" else torch.stack(last.chunk(DILATIONS, dim=1))
+    def outer_images(self, result: Tensor, pixels: int) -> Tensor:
+        """[D, pixels, channels] of the first and last image, whichever way the products were made."""
+        result = result if self.into == "bmm" else torch.stack(result.chunk(DILATIONS, dim=1))
+        return outer_images(result.unflatten(1, (-1, pixels)), 1).flatten(1, 2)
+
+
+def outer_images(batch: Tensor, dim: int = 0) -> Tensor:
+    """The first and the last image, between which an offset goes wrong that is too large for its type."""
+    count = batch.shape[dim]
+    return batch if count <= 2 else batch.index_select(dim, torch.tensor([0, count - 1], device=batch.device))
 
 
 @dataclass
@@ -137,7 +143,7 @@ class Prepared:
         workload: in any format.
         model: in eval mode.
         inputs: of the model.
-        truth: of the last image, in which an offset that is too large for its type would show.
+        truth: of what :func:`outer_images` leaves.
         flops: of one call, all images.
     """
 
@@ -147,11 +153,11 @@ class Prepared:
     truth: Truth
     flops: float
 
-    def last_image(self, result: Any) -> Tensor:
-        """What of a result is compared."""
+    def compared(self, result: Any) -> Tensor:
+        """What of a result is held to the truth."""
         if isinstance(self.model, Products):
-            return self.model.last_image(result, self.workload.height * self.workload.width)
-        return _output(self.workload.part, result)[-1:]
+            return self.model.outer_images(result, self.workload.height * self.workload.width)
+        return outer_images(_output(self.workload.part, result))
 
     def in_format(self, memory_format: str) -> tuple[nn.Module, list[Tensor]]:
         """Model and inputs; weights and levels are copied where they lie otherwise."""
@@ -163,21 +169,21 @@ class Prepared:
 
 
 def prepare(workload: Workload, provider: Provider, device: torch.device) -> Prepared:
-    """Makes model and inputs, and computes what one image of the result should be; for tf32, PyTorch's has TF32."""
+    """Makes model and inputs, and computes what two images of the result should be; for tf32, PyTorch's has TF32."""
     model, inputs = _build(workload, provider, device)
     with settings(workload.dtype == "tf32"):
         if isinstance(model, Products):
             pixels = workload.height * workload.width
-            operand = inputs[0][:, -pixels:]
+            operand = outer_images(inputs[0].unflatten(1, (-1, pixels)), 1).flatten(1, 2)
             with torch.no_grad():
                 value = torch.bmm(operand.double(), model.weight.double())
                 truth = Truth.of(value, [torch.bmm(operand, model.weight)])
             flops = 2.0 * model.weight.numel() * workload.batch * pixels
         else:
-            last = [x[-1:] for x in inputs]
-            truth = find_truth(model, last, partial(_output, workload.part), workload.dtype == "tf32")
+            images = [outer_images(x) for x in inputs]
+            truth = find_truth(model, images, partial(_output, workload.part), workload.dtype == "tf32")
             with use_backend("reference"):
-                flops = 2e9 * measure.multiply_adds(model, *last) * workload.batch
+                flops = 2e9 * measure.multiply_adds(model, *(x[:1] for x in inputs)) * workload.batch
     return Prepared(workload, model, inputs, truth, flops)
 
 

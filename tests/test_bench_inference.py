@@ -118,8 +118,8 @@ def _off_in_one_pixel(x):
         (lambda x: x * 1.001, "WrongResultError: error: expected at most "),
         (_off_in_one_pixel, "WrongResultError: error: expected at most "),
         (lambda x: x / 0, "WrongResultError: result: expected finite values, got "),
-        (lambda x: x[:, :3], "WrongResultError: result: expected torch.float32 (1, 16, 4, 6), got torch.float32 (1, 3"),
-        (lambda x: x.double(), "WrongResultError: result: expected torch.float32 (1, 16, 4, 6), got torch.float64"),
+        (lambda x: x[:, :3], "WrongResultError: result: expected torch.float32 (2, 16, 4, 6), got torch.float32 (2, 3"),
+        (lambda x: x.double(), "WrongResultError: result: expected torch.float32 (2, 16, 4, 6), got torch.float64"),
     ],
     ids=["scaled", "pixel", "nan", "shape", "dtype"],
 )
@@ -149,4 +149,4 @@ def test_images_of_a_batch_differ(tmp_path):
     prepared = workloads.prepare(SMALL, PROVIDERS["reference"], CPU)
     for level in prepared.inputs:
         assert not level[0].equal(level[1])
-    assert prepared.truth.value.shape[0] == 1
+    assert prepared.truth.value.shape[0] == 2

@@ -15,7 +15,7 @@ from benchmarks.model.sass import Instruction, Loop, Program
 from benchmarks.model.work import Work, select, stage_floor
 
 H100, A100 = DEVICES["h100"], DEVICES["a100"]
-FOLD, CONCAT, KERNEL, MMA, NORMALISE, PRODUCT_OF_TWO = KERNELS
+NORM_RELU, FOLD, CONCAT, KERNEL, MMA, NORMALISE, PRODUCT_OF_TWO = KERNELS
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ COUNTS = {
     "distinct_read_bytes": 10,
     "distinct_write_bytes": 10,
 }
-NEGLIGIBLE = replace(KERNEL, moved=lambda work: 1, read_again=lambda work, cache: 0, main_multiply_adds=None)
+NEGLIGIBLE = replace(KERNEL, moved=lambda work: 1, moved_again=lambda work, device: 0, main_multiply_adds=None)
 WORK = Work(1, 64, 64, "bfloat16")
 
 
@@ -173,13 +173,14 @@ def test_without_counts_only_what_the_work_needs_is_known():
     assert set(predict.predict(A100, MMA, WORK).seconds) == {"DRAM", "tensor"}
 
 
-def test_levels_that_the_cache_does_not_hold_are_read_once_for_each_dilation():
+def test_levels_of_an_image_that_the_cache_does_not_hold_are_read_once_for_each_dilation():
     work = Work(16, 64, 64, "bfloat16")
     levels = work.resized_bytes()
-    assert KERNEL.read_again(work, levels) == 0
-    assert KERNEL.read_again(work, levels - 1) == 3 * levels
-    small, large = (predict.predict(replace(H100, l2=cache), KERNEL, work) for cache in (levels - 1, levels))
-    assert small.seconds["DRAM"] - large.seconds["DRAM"] == pytest.approx(3 * levels / 3.0e12)
+    large, small = (replace(H100, l2=levels // 16 - short) for short in (0, 1))
+    assert KERNEL.moved_again(work, large) == 0
+    assert KERNEL.moved_again(work, small) == 3 * levels
+    slow, fast = (predict.predict(device, KERNEL, work) for device in (small, large))
+    assert slow.seconds["DRAM"] - fast.seconds["DRAM"] == pytest.approx(3 * levels / 3.0e12)
 
 
 def _code(**counts: int) -> tuple[Instruction, ...]:
@@ -312,6 +313,13 @@ def test_a_policy_is_the_sum_of_its_launches():
     assert float(rows[-2]["predicted"]) == pytest.approx(total, rel=1e-2)
 
 
+def test_norms_of_stage_a_move_its_results_twice_and_are_in_no_sum():
+    assert NORM_RELU.moved(WORK) == pytest.approx(2 * WORK.level_bytes(), rel=1e-2)
+    rows = _cells(_line(NORM_RELU, 9.0), _line(FOLD, 0.25), _line(KERNEL, 1.0))
+    assert rows[1]["kernel"] == "norm_relu forward"
+    assert [row["measured"] for row in rows if "all launches" in row["kernel"]] == ["1.25"]
+
+
 def test_a_sum_with_an_unmeasured_part_is_not_measured():
     assert _cells(_line(FOLD, None), _line(KERNEL, 1.0))[-1]["measured"] == "–"
 
@@ -358,19 +366,44 @@ def test_tf32_has_its_floor_by_tensor_cores():
         ("h100", "bfloat16", 128, 2),  # 66 tiles in 25 MiB, which are one wave of 132 blocks
         ("h100", "bfloat16", 132, 2),
         ("h100", "bfloat16", 133, 3),
-        ("h100", "float32", 132, 4),  # 33 tiles: less than a wave
+        ("h100", "float32", 132, 2),  # 33 tiles are less than a wave, which is taken all the same
         ("rtx4090", "bfloat16", 129, 3),  # 96 in 36 MiB, of which 64 are whole waves
-        ("rtx3090", "bfloat16", 9, 2),  # 8 in 3 MiB
+        ("rtx3090", "bfloat16", 9, 1),  # 8 in 3 MiB, but 41 are a wave
+        ("rtx3090", "bfloat16", 42, 2),
     ],
 )
-def test_two_passes_go_round_as_often_as_half_of_the_cache_says(device, dtype, tiles, expected):
+def test_two_passes_go_round_as_often_as_half_of_the_cache_or_a_wave_says(device, dtype, tiles, expected):
     assert rounds(Work(1, 64, 64, dtype), DEVICES[device], tiles) == expected
+
+
+def test_h_of_a_wave_that_exceeds_the_cache_passes_through_dram():
+    work = Work(16, 64, 64, "bfloat16")
+    h = 16 * 64 * 64 * 4 * 1536 * 2
+    assert [kernels.normalised_again(work, DEVICES[name]) for name in ("h100", "rtx4090", "rtx3090")] == [0, 0, h]
+    # A wave of 66 tiles is 66 · 393,216 bytes.
+    fits, exceeds = (replace(H100, l2=66 * 393_216 - short) for short in (0, 1))
+    for kernel in (NORMALISE, PRODUCT_OF_TWO):
+        assert kernel.moved_again(work, exceeds) - kernel.moved_again(work, fits) == h
+    # Fewer tiles than a wave: one image of 8 × 16 pixels has 4.
+    assert kernels.normalised_again(Work(1, 8, 16, "bfloat16"), replace(H100, l2=4 * 393_216)) == 0
 
 
 def test_both_passes_are_launched_in_every_round():
     work = Work(16, 64, 64, "bfloat16")
     assert NORMALISE.launches(work, H100, {"blocks": 2048 * 6}) == 32
     assert PRODUCT_OF_TWO.launches(work, H100, {"blocks": 2048 * 2}) == 32
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"kThreads = {kernels.NORM_THREADS};",
+        f"kWalk = {kernels.WALK};",
+        f"kVectorLanes = {kernels.VECTOR_LANES},",
+    ],
+)
+def test_constants_are_those_of_norm_relu(line):
+    assert line in (ROOT / "csrc" / "norm_relu" / "config.h").read_text()
 
 
 @pytest.mark.parametrize(

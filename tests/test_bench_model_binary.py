@@ -297,6 +297,9 @@ def test_real_kernels_are_found_and_every_instruction_known(compiler, kernel):
     found = compiler.compiled(kernel, "bfloat16", "80")
     assert 0 < found.resources.registers <= 255
     assert mix(found.program.instructions)["other"] == 0
-    assert found.loop is not None
-    assert bool(matrix(found.loop.own)) == kernel.tensor
+    if kernel.call == "norm_relu":  # which has no loop with multiply-adds: its steps are unrolled
+        assert found.loop is None
+    else:
+        assert found.loop is not None
+        assert bool(matrix(found.loop.own)) == kernel.tensor
     assert kernel.dynamic_shared == 0 or found.resources.shared == 0

@@ -26,6 +26,13 @@ def test_counts_of_small_calls_predict_those_of_a_larger_one(kernel, work, tmp_p
     assert predicted["blocks"] > 0
 
 
+@pytest.mark.parametrize(("channels", "dtype"), [(512, "bfloat16"), (512, "float32")])
+def test_counts_of_norm_relu_hold_for_several_tiles_of_channels(channels, dtype, tmp_path):
+    kernel = next(kernel for kernel in KERNELS if kernel.call == "norm_relu")
+    work = Work(3, 21, 18, dtype, channels=channels)
+    assert Counter(tmp_path).counts(kernel, work) == execute(CALLS["norm_relu"], work)[kernel.name]
+
+
 def test_a_fused_block_makes_the_multiply_adds_of_its_tile():
     # One tile of 8 × 16 pixels: none is wasted.
     work = Work(1, 8, 16, "bfloat16", levels=1, channels=64, outputs=FMA_OUTPUTS, dilations=(1,))

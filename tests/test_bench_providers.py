@@ -1,6 +1,8 @@
 """Who may serve a benchmark: the list, who is refused and why, and that each computes what it says."""
 
 import copy
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +93,44 @@ def test_settings_hold_within_and_are_restored():
     assert found() == before
 
 
+def _precisions():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches = cudnn, cudnn.conv, cudnn.rnn, matmul, torch.backends.mkldnn.matmul
+    return [switch.fp32_precision for switch in switches]
+
+
+@pytest.fixture
+def newer_switches():
+    cudnn = torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):
+        pytest.skip(f"torch {torch.__version__} has the older switches only")
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    yield
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_newer_switches_of_tf32_hold_and_are_restored(newer_switches, tf32):
+    before = _precisions()
+    with providers.settings(tf32):
+        assert _precisions()[:4] == ["tf32" if tf32 else "ieee"] * 4
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    assert _precisions() == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_switches_that_the_older_names_may_not_be_asked_for_are_restored(newer_switches):
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError):
+        _ = torch.backends.cudnn.allow_tf32
+    before = _precisions()
+    for tf32 in (None, True, False):
+        with providers.settings(tf32):
+            assert tf32 is None or torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+        assert _precisions() == before
+
+
 @pytest.fixture(scope="module")
 def prepared():
     return workloads.prepare(SMALL, PLAIN, CPU)
@@ -105,7 +145,7 @@ def test_each_computes_the_branches(prepared, name, memory_format):
         result = call()
     assert result.shape == (2, 4 * 16, 6, 5)
     # Not its error, which for folded weights may be larger: that it computes the same at all.
-    assert (prepared.last_image(result).double() - prepared.truth.value).abs().max() < 1e-4
+    assert (prepared.compared(result).double() - prepared.truth.value).abs().max() < 1e-4
 
 
 def test_the_host_is_served_by_kernels_and_the_reference_by_none(prepared, monkeypatch):
@@ -127,6 +167,20 @@ def test_a_jpu_that_kernels_do_not_take_is_not_timed_as_theirs(prepared):
         pass
 
 
+@pytest.mark.parametrize(("name", "part"), [("conv3", "stages"), ("conv5", "stages"), ("dilation2", "branches")])
+def test_a_whole_jpu_of_which_kernels_take_a_part_is_not_timed_as_theirs(name, part):
+    prepared = workloads.prepare(Workload("jpu", 6, 5, 1, "float32", channels=16), PLAIN, CPU)
+    with serve(PROVIDERS["host"], prepared.model, prepared.inputs) as call:
+        assert (prepared.compared(call()).double() - prepared.truth.value).abs().max() < 1e-4
+    model = copy.deepcopy(prepared.model)
+    getattr(model.jpu, name).register_forward_hook(lambda *_: None)
+    with (
+        pytest.raises(RuntimeError, match=f"expected kernels to serve the JPU's {part}, PyTorch did"),
+        serve(PROVIDERS["host"], model, prepared.inputs),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("policy", ["mma", "two-pass"])
 def test_a_policy_that_another_serves_is_not_timed_as_itself(prepared, policy):
     message = f"policy '{policy}' does not take this, 'fma' does: float32 keeps its precision"
@@ -142,14 +196,14 @@ def test_a_policy_that_another_serves_is_not_timed_as_itself(prepared, policy):
 def test_a_policy_that_serves_is_no_worse_than_pytorch(policy):
     prepared = workloads.prepare(Workload("branches", 6, 5, 1, "bfloat16", channels=64), PLAIN, CPU)
     with serve(Provider("host", policy=policy, arch=80), *prepared.in_format("channels_last")) as call:
-        verify.assert_no_worse(prepared.last_image(call()), prepared.truth)
+        verify.assert_no_worse(prepared.compared(call()), prepared.truth)
 
 
 def test_tf32_is_held_to_tf32_and_no_other_dtype_is():
     tf32, float32 = (Workload("branches", 6, 5, 1, name, channels=64) for name in ("tf32", "float32"))
     prepared = workloads.prepare(tf32, PLAIN, CPU)
     with serve(Provider("host", policy="mma", arch=80), *prepared.in_format("channels_last"), tf32=True) as call:
-        result = prepared.last_image(call())
+        result = prepared.compared(call())
     verify.assert_no_worse(result, prepared.truth)
     precise = workloads.prepare(float32, PLAIN, CPU).truth
     assert precise.value.equal(prepared.truth.value)
@@ -163,12 +217,14 @@ def test_the_compiler_is_told_whether_weights_are_constants(prepared, monkeypatc
 
     def compile(model, mode, dynamic):
         found.append((mode, dynamic, torch._inductor.config.freezing))
-        return model
+        return lambda *inputs: [getattr(x, "_dynamo_static_input_type", None) for x in inputs]
 
     monkeypatch.setattr(torch, "compile", compile)
     for name in ("compiled", "compiled-frozen"):
-        with serve(PROVIDERS[name], prepared.model, prepared.inputs):
-            pass
+        with serve(PROVIDERS[name], prepared.model, prepared.inputs) as call:
+            # Replayed without copies of the inputs, as graphs of other providers are.
+            assert call() == ["unguarded"] * 3
+    assert not any(hasattr(x, "_dynamo_static_input_type") for x in prepared.inputs)
     assert found == [("max-autotune", False, False), ("max-autotune", False, True)]
     assert not torch._inductor.config.freezing
 
@@ -183,9 +239,25 @@ def test_products_are_those_of_the_branches(name):
     assert not operand[0].equal(operand[1])  # distinct matrices, as branches have
     with serve(PROVIDERS[name], prepared.model, prepared.inputs) as call:
         result = call()
-    expected = operand.double()[:, -pixels:] @ weight.double()
-    verify.assert_no_worse(prepared.last_image(result), prepared.truth)
-    assert (prepared.last_image(result) - expected).abs().max() < 1e-4
+    expected = operand.double() @ weight.double()
+    verify.assert_no_worse(prepared.compared(result), prepared.truth)
+    assert (prepared.compared(result) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gemm", "gemm-slices", "reference"])
+def test_the_first_and_the_last_image_are_compared(name):
+    prepared = workloads.prepare(replace(SMALL, batch=3), PROVIDERS[name], CPU)
+    pixels = 6 * 5
+    with serve(PROVIDERS[name], prepared.model, prepared.inputs) as call:
+        result = call().clone()
+    for image, is_compared in enumerate([True, False, True]):
+        wrong = result.clone()
+        if name == "reference":
+            wrong[image] += 1
+        else:
+            wrong[..., image * pixels : (image + 1) * pixels, :] += 1
+        with pytest.raises(verify.WrongResultError) if is_compared else nullcontext():
+            verify.assert_no_worse(prepared.compared(wrong), prepared.truth)
 
 
 # --- folding ---------------------------------------------------------------------------------------------

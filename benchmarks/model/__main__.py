@@ -1,4 +1,4 @@
-"""The cost sheet: for every kernel and shape the floor, counted traffic, instructions and the time they take at least.
+"""The cost sheet: for every kernel and shape the floor, counted traffic, instructions and the time these take.
 
 Nothing here needs a GPU. Counts come from executing the kernels on the CPU (pip install '.[host]'; the first run takes
 minutes, later ones read what it kept in the cache), instructions from nvcc and nvdisasm. What is missing leaves its

@@ -23,6 +23,8 @@ Counts = dict[str, int]
 # of a block of the first of two passes, and what blocks may have of shared memory.
 TILE_PIXELS, FMA_OUTPUTS, MATRIX_OUTPUTS = 128, 64, 256
 CHUNK_BYTES, SPLIT_CHUNKS = 64, 8
+# Of norm_relu/config.h: a block's threads, bytes of what each owns at a step, how many lie side by side, and steps.
+NORM_THREADS, VECTOR_BYTES, VECTOR_LANES, WALK = 256, 16, 32, 8
 MMA_SHARED, TWO_PASS_SHARED = 87 * KIB, 96 * KIB
 
 
@@ -56,7 +58,7 @@ class Kernel:
         features: two numbers of a call that each count is a linear combination of: blocks and their steps, say.
         multiply_adds: that the result needs most of: those of the product, where it has one, without padding.
         moved: bytes that it must move, each once.
-        read_again: bytes that it reads again if the cache has so many bytes.
+        moved_again: bytes that a device's DRAM moves beyond those, since its L2 cache does not hold them.
         tensor: whether its matrix product is one of tensor cores.
         main_multiply_adds: of all counted, those of the main loop; None if it has them all.
         wide: whether its main loop accesses global memory 16 bytes at a time, where loops for other layouts do not.
@@ -73,7 +75,7 @@ class Kernel:
     features: Callable[[Work], tuple[int, int]]
     multiply_adds: Callable[[Work], int]
     moved: Callable[[Work], int]
-    read_again: Callable[[Work, int], int] = lambda work, cache: 0
+    moved_again: Callable[[Work, Device], int] = lambda work, device: 0
     tensor: bool = False
     main_multiply_adds: Callable[[Work, Counts], int] | None = None
     wide: bool = False
@@ -97,6 +99,11 @@ def _levels(work: Work, resized: bool) -> list[Tensor]:
     sizes = [work.level_size(0 if resized else i) for i in range(work.levels)]
     levels = [torch.ones(work.batch, work.channels, *size, dtype=_dtype(work)) for size in sizes]
     return [level.contiguous(memory_format=torch.channels_last) for level in levels]
+
+
+def _norm_relu(work: Work) -> object:
+    norms = [torch.ones(work.channels)] * work.levels
+    return torch.ops.jpu_cuda.norm_relu(_levels(work, resized=False), norms, norms, norms, norms, [1e-5] * work.levels)
 
 
 def _fold(work: Work) -> object:
@@ -131,6 +138,12 @@ def _counted_dtype(work: Work) -> str:
     return "bfloat16" if work.dtype == "float16" else work.dtype
 
 
+def _pixels_of_norm_relu(work: Work) -> tuple[Work, Work]:
+    # As many channels as there are, by which tiles go; two small maps.
+    small = replace(work, batch=1, height=8, width=8, dtype=_counted_dtype(work))
+    return small, replace(small, height=16, width=16)
+
+
 def _channels_of_upsample(work: Work) -> tuple[Work, Work]:
     # 64 channels are whole tiles of channels in every dtype. One image.
     small = replace(work, batch=1, channels=64, dtype=_counted_dtype(work))
@@ -147,12 +160,27 @@ def _channels_of_pyramid(outputs: int) -> Callable[[Work], tuple[Work, Work]]:
 
 
 CALLS = {
+    "norm_relu": Call(_norm_relu, _pixels_of_norm_relu),
     "upsample_fold": Call(_fold, _channels_of_upsample),
     "upsample_concat": Call(_concat, _channels_of_upsample),
     "fma": Call(_pyramid, _channels_of_pyramid(FMA_OUTPUTS), policy="fma"),
     "mma": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="mma", arch=80),
     "two-pass": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="two-pass", arch=80),
 }
+
+
+def _level_elements(work: Work) -> int:
+    return work.level_bytes() // work.element_bytes
+
+
+def _norm_relu_features(work: Work) -> tuple[int, int]:
+    # Of norm_relu/config.h, for channels_last and whole warps in a row of channels: blocks, each of which works out its
+    # channels' terms, and elements.
+    vectors = -(-work.channels * work.element_bytes // VECTOR_BYTES)
+    lanes = -(-vectors // -(-vectors // VECTOR_LANES))
+    pixels = NORM_THREADS // lanes * WALK
+    areas = (work.batch * height * width for height, width in map(work.level_size, range(work.levels)))
+    return sum(-(-area // pixels) for area in areas) * -(-vectors // lanes), _level_elements(work)
 
 
 def _fold_moved(work: Work) -> int:
@@ -164,9 +192,11 @@ def _pyramid_moved(work: Work) -> int:
     return work.resized_bytes() + work.weight_bytes() + work.term_bytes() + work.output_bytes()
 
 
-def _levels_again(work: Work, cache: int) -> int:
-    # Branches are the slowest index of the grid, so levels that the cache does not hold come once for each.
-    return (work.branches - 1) * work.resized_bytes() if work.resized_bytes() > cache else 0
+def _levels_again(work: Work, device: Device) -> int:
+    # Blocks go image by image, and within one branch by branch: where the cache does not hold the levels of a single
+    # image, they come once for each branch.
+    of_image = work.resized_bytes() // work.batch
+    return (work.branches - 1) * work.resized_bytes() if of_image > device.l2 else 0
 
 
 def _fma_product(work: Work, counts: Counts) -> int:
@@ -186,12 +216,30 @@ def _splits(work: Work) -> int:
     return -(-_chunks(work) // SPLIT_CHUNKS)
 
 
-def rounds(work: Work, device: Device, tiles: int) -> int:
-    """How often the two passes run, one after the other: h of one round fits half of L2, in whole waves."""
+def _tile_bytes(work: Work) -> int:
+    """Of h, for a tile of pixels."""
+    return _chunks(work) * TILE_PIXELS * CHUNK_BYTES
+
+
+def room(work: Work, device: Device, tiles: int) -> int:
+    """Tiles of a round of the two passes: as many as half of L2 holds the h of, in whole waves; at least one wave."""
     shares = -(-work.outputs // MATRIX_OUTPUTS)
-    room = max(device.l2 // 2 // (_chunks(work) * TILE_PIXELS * CHUNK_BYTES), 1)
+    fitting = max(device.l2 // 2 // _tile_bytes(work), 1)
     wave = max(device.sms // shares, 1)
-    return -(-tiles // (room if room < wave else room // wave * wave))
+    return min(max(fitting // wave * wave, wave), tiles)
+
+
+def rounds(work: Work, device: Device, tiles: int) -> int:
+    """How often the two passes run, one after the other."""
+    return -(-tiles // room(work, device, tiles))
+
+
+def normalised_again(work: Work, device: Device) -> int:
+    """Bytes of h that one pass writes to DRAM and the other reads from there: all, where a round's exceed L2."""
+    tiles = work.branches * -(-work.pixels // TILE_PIXELS)  # at least
+    if room(work, device, tiles) * _tile_bytes(work) <= device.l2:
+        return 0
+    return work.pixels * work.branches * work.all_channels * work.element_bytes
 
 
 def _normalise_launches(work: Work, device: Device, counts: Counts) -> int:
@@ -203,6 +251,19 @@ def _product_launches(work: Work, device: Device, counts: Counts) -> int:
 
 
 KERNELS = (
+    # Of stage (a), so in no sum of stage (b).
+    Kernel(
+        name="norm_relu forward",
+        call="norm_relu",
+        policy=None,
+        source="norm_relu/forward_{dtype}.cu",
+        symbol="norm_relu_forward",
+        features=_norm_relu_features,
+        multiply_adds=_level_elements,
+        # Weights, biases, means and variances are float32.
+        moved=lambda work: 2 * work.level_bytes() + 4 * 4 * work.all_channels,
+        wide=True,
+    ),
     Kernel(
         name="upsample_concat forward",
         call="upsample_fold",
@@ -236,7 +297,7 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=_pyramid_moved,
-        read_again=_levels_again,
+        moved_again=_levels_again,
         main_multiply_adds=_fma_product,
     ),
     Kernel(
@@ -248,7 +309,7 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=_pyramid_moved,
-        read_again=_levels_again,
+        moved_again=_levels_again,
         tensor=True,
         dynamic_shared=MMA_SHARED,
     ),
@@ -260,9 +321,9 @@ KERNELS = (
         symbol="pyramid_normalise",
         features=lambda work: (work.batch * _splits(work), work.batch * work.all_channels),
         multiply_adds=lambda work: work.depthwise_multiply_adds(),
-        # h is written to L2, where the second pass finds it.
+        # h is written to L2, where the second pass finds it, unless a wave's h is too large for that.
         moved=lambda work: work.resized_bytes() + work.depthwise_bytes() + work.term_bytes(),
-        read_again=_levels_again,
+        moved_again=lambda work, device: _levels_again(work, device) + normalised_again(work, device),
         threads=128,
         launches=_normalise_launches,
     ),
@@ -275,6 +336,7 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=lambda work: work.weight_bytes() - work.depthwise_bytes() + work.output_bytes(),
+        moved_again=normalised_again,
         tensor=True,
         dynamic_shared=TWO_PASS_SHARED,
         launches=_product_launches,

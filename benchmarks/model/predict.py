@@ -1,8 +1,10 @@
 """How long a kernel takes at least, and which resource of the device says so.
 
-Each resource is taken for itself, at its full rate, as if all others were free: what is predicted is a bound that no
-overlap can beat, not an estimate of the time. What is not modelled: latencies, barriers, instructions outside of the
-loops that hold the multiply-adds, and L1 hits, which are assumed wherever a block reads a byte again.
+Each resource is taken for itself, at its full rate, as if all others were free: overlap cannot beat what is predicted,
+which is no estimate of the time. Full rates are measured ones where a device has some, so that one which clocks higher
+may be faster. What is not modelled: latencies, barriers, instructions outside of the loops that hold the multiply-adds;
+L1 hits, which are assumed wherever a block reads a byte again; and what L2 still holds of the launch before, which is
+charged to DRAM all the same. The latter makes DRAM's time too long where a call's tensors fit L2, as at small batches.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ def predict(
         counts: of host execution; without them L2, shared memory and issue slots are not known.
         compiled: for this device; without it issue slots and waves are not known.
     """
-    moved = kernel.moved(work) + kernel.read_again(work, device.l2)
+    moved = kernel.moved(work) + kernel.moved_again(work, device)
     seconds = {"DRAM": moved / device.bandwidth}
     cycle = 1 / device.clock
     if counts is None:

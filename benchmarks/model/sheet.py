@@ -27,7 +27,7 @@ class Line:
 
     Attributes:
         kernel, work: which, in which.
-        floor: seconds that no implementation of this kernel's work undercuts.
+        floor: seconds of this kernel's work, as :func:`.work.floor` has them.
         prediction: of this implementation.
         counts: None where host execution is not to be had.
         compiled: None where a compiler is not to be had.
@@ -164,9 +164,13 @@ def _time(line: Line) -> list[str]:
 
 def _time_notes(device: Device) -> list[str]:
     return [
-        "floor: multiply-adds at the tensor peak (FP32 peak for float32), or MB, each byte once, at DRAM's bandwidth",
+        "floor: multiply-adds at the tensor peak (FP32 peak for float32), or MB, each byte once, at DRAM's bandwidth; "
+        "rates are the sources' below: where one was measured, a device that clocks higher may be faster",
         "DRAM … tensor: time for which each is busy; predicted: the longest, as if the others were free, and "
-        f"{LAUNCH * 1e6:g} µs a launch (assumed): a bound, not an estimate",
+        f"{LAUNCH * 1e6:g} µs a launch (assumed): without what waits for something, so no estimate",
+        "DRAM: of floors too, as if L2 held nothing of the launch before, which is too much where a call's tensors fit "
+        "it, as at small batches; h of two passes counts only where a round's exceeds L2",
+        "norm_relu forward: of stage (a), the norms and ReLUs of its three results; part of no sum",
         "waves: blocks over those that reside at once; shared … tensor are those of the SM with the most blocks",
         *("source: " + source for source in device.sources),
         *("assumed: " + assumption for assumption in ASSUMED),
@@ -193,7 +197,8 @@ def counted(found: Sequence[Line]) -> Report:
         cells.append([*_where(line.work), line.kernel.row, str(c["blocks"]), *map(figure, values)])
     notes = [
         "counted by executing the kernels on the CPU, on maps of this size but one image, one tile of outputs and two "
-        "small numbers of channels; all else by the number of blocks and of their steps",
+        "small numbers of channels (norm_relu: all channels, two small maps); all else by the number of blocks and of "
+        "their steps",
         "MB read: requested by threads; in sectors: of 32 bytes, by warps; distinct: within a block, which is what L2 "
         "delivers if L1 keeps what a block reads again",
         "shared passes: of 128 bytes, those that conflicts add included",

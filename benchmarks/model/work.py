@@ -97,7 +97,11 @@ class Work:
 
 
 def floor(device: Device, dtype: str, multiply_adds: int, moved: int, tensor: bool) -> float:
-    """Seconds that no implementation undercuts: of its multiply-adds at the peak, or of its bytes through DRAM."""
+    """Seconds of its multiply-adds at the device's peak, or of its bytes through DRAM, whichever are more.
+
+    Rates are measured ones where the device has some. A higher clock may undercut that, and so may bytes that are in L2
+    already.
+    """
     return max(2.0 * multiply_adds / device.peak_flops(dtype, tensor), moved / device.bandwidth)
 
 
