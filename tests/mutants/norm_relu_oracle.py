@@ -64,9 +64,10 @@ def aligned_levels_go_by_vectors_in_few_blocks() -> None:
         with host.record() as launches:
             run(arguments)
         (launch,) = launches
-        got = launch.blocks, launch.counters["global_writes"]
-        expected = blocks, {16: arguments[0][0].numel() // 8}
-        assert got == expected, f"expected {expected} blocks and writes, got {got}"
+        assert launch.blocks == blocks, f"expected {blocks} blocks, got {launch.blocks}"
+        if host._CHECK != "address":  # which counts nothing
+            got, expected = launch.counters["global_writes"], {16: arguments[0][0].numel() // 8}
+            assert got == expected, f"expected writes {expected}, got {got}"
 
 
 def wrong_norms_of_levels_are_refused() -> None:
