@@ -131,6 +131,7 @@ def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda
                 cwd=cwd,
                 env={**os.environ, **step.environment},
                 start_new_session=True,
+                preexec_fn=_take_interrupts,
             )
         except OSError as error:
             return Result(step.name, "failed", str(error), 0.0, limit)
@@ -156,6 +157,11 @@ def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda
     elif complaint is not None or late:
         result.status, result.reason = "failed", complaint or f"found errors, then took more than its {limit:.0f} s"
     return result
+
+
+def _take_interrupts() -> None:
+    """In the child: what a shell runs in the background ignores them, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _runs(process: subprocess.Popen[bytes]) -> bool:
