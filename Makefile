@@ -32,7 +32,7 @@ coverage: $(STAMP)
 sanitize: $(STAMP)
 	$(BIN)/python tests/sanitize_gate.py $(ARGS)
 
-# Single faults put into the kernels, each of which the tests must notice; most of an hour.
+# Single faults put into the kernels, each of which the tests must notice; takes hours, --only a part of them.
 mutants: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
 
