@@ -19,7 +19,6 @@ from jpu_cuda.reference.loops import Bounded
 from jpu_cuda.reference.separable_pyramid import separable_pyramid as reference
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-TERMS = ("scale", "shift", "out_scale", "out_shift")
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from helpers import pyramid, randomise
 from torch import Tensor, nn
 
-from jpu_cuda import JPU, use_backend
+from jpu_cuda import JPU, host, mmseg, use_backend
 
 CHANNELS = (4, 8, 16)
+
+
+FUSED = ["upsample_concat forward", "separable_pyramid forward"]
+INFERENCE = ["norm_relu forward", *FUSED]  # where nothing needs a gradient: the stages' norms and ReLUs too
+
+
+def levels_of(**kwargs: Any) -> list[Tensor]:
+    return pyramid(CHANNELS, **kwargs)
+
+
+def run(module: nn.Module, levels: list[Tensor], backend: str) -> tuple[Tensor, list[str]]:
+    """The output, and the kernels that were launched."""
+    inputs = (levels,) if isinstance(module, mmseg.JPU) else levels
+    with use_backend(backend), host.record() as launches:
+        out = module(*inputs)
+    return out[-1] if isinstance(out, tuple) else out, [launch.kernel for launch in launches]
 
 
 def jpu_of(norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d, seed: int = 0) -> JPU:
@@ -90,3 +107,23 @@ def _watch_norms(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
             norm.register_forward_hook(forward)
             found[f"{name}.weight"] = magnitude
     return found
+
+
+# --- what may change between calls ---------------------------------------------------------------------
+
+
+def write_data(jpu: JPU, other: JPU) -> None:
+    for mine, theirs in zip((*jpu.parameters(), *jpu.buffers()), (*other.parameters(), *other.buffers()), strict=True):
+        mine.data.copy_(theirs.data)
+
+
+def swap_data(jpu: JPU, other: JPU) -> None:
+    """As averages of weights are put into a model for its validation."""
+    for mine, theirs in zip((*jpu.parameters(), *jpu.buffers()), (*other.parameters(), *other.buffers()), strict=True):
+        mine.data, theirs.data = theirs.data, mine.data
+
+
+def train_a_step(jpu: JPU, other: JPU) -> None:
+    """Which moves the statistics, whose version does not tell."""
+    jpu.train()(*levels_of(seed=5))
+    jpu.eval()

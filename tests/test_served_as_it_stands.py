@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from foreign import FastFCNNeck
 from helpers import randomise
+from served import CHANNELS, FUSED, INFERENCE, jpu_of, levels_of, run
 from strategies import needs_host
-from test_served_norms import CHANNELS, FUSED, INFERENCE, frozen, jpu_of, levels_of, run
+from test_served_norms import frozen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d

@@ -9,7 +9,18 @@ import pytest
 import torch
 from foreign import FastFCNNeck
 from helpers import pyramid, randomise
-from served import CHANNELS, check_lower_precision, jpu_of
+from served import (
+    CHANNELS,
+    FUSED,
+    INFERENCE,
+    check_lower_precision,
+    jpu_of,
+    levels_of,
+    run,
+    swap_data,
+    train_a_step,
+    write_data,
+)
 from strategies import needs_host
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -17,21 +28,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from jpu_cuda import JPU, host, mmseg, models, replace_jpu, use_backend
 
 pytestmark = needs_host
-
-FUSED = ["upsample_concat forward", "separable_pyramid forward"]
-INFERENCE = ["norm_relu forward", *FUSED]  # where nothing needs a gradient: the stages' norms and ReLUs too
-
-
-def levels_of(**kwargs: Any) -> list[Tensor]:
-    return pyramid(CHANNELS, **kwargs)
-
-
-def run(module: nn.Module, levels: list[Tensor], backend: str) -> tuple[Tensor, list[str]]:
-    """The output, and the kernels that were launched."""
-    inputs = (levels,) if isinstance(module, mmseg.JPU) else levels
-    with use_backend(backend), host.record() as launches:
-        out = module(*inputs)
-    return out[-1] if isinstance(out, tuple) else out, [launch.kernel for launch in launches]
 
 
 def assert_fused(module: nn.Module, levels: list[Tensor]) -> Tensor:
@@ -146,27 +142,8 @@ def test_levels_of_one_size_and_empty_batches_are_served() -> None:
 # --- nothing is kept ------------------------------------------------------------------------------------
 
 
-def _write_data(jpu: JPU, other: JPU) -> None:
-    for mine, theirs in zip(jpu.parameters(), other.parameters(), strict=True):
-        mine.data.copy_(theirs.data)
-    for mine, theirs in zip(jpu.buffers(), other.buffers(), strict=True):
-        mine.data.copy_(theirs.data)
-
-
 def _assign(jpu: JPU, other: JPU) -> None:
     jpu.load_state_dict(other.state_dict(), assign=True)
-
-
-def _swap_data(jpu: JPU, other: JPU) -> None:
-    """As averages of weights are put into a model for its validation."""
-    for mine, theirs in zip((*jpu.parameters(), *jpu.buffers()), (*other.parameters(), *other.buffers()), strict=True):
-        mine.data, theirs.data = theirs.data, mine.data
-
-
-def _train_a_step(jpu: JPU, other: JPU) -> None:
-    """Which moves the statistics, whose version does not tell."""
-    jpu.train()(*levels_of(seed=5))
-    jpu.eval()
 
 
 def _replace_norms(jpu: JPU, other: JPU) -> None:
@@ -175,7 +152,7 @@ def _replace_norms(jpu: JPU, other: JPU) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("change", [_write_data, _assign, _swap_data, _train_a_step, _replace_norms])
+@pytest.mark.parametrize("change", [write_data, _assign, swap_data, train_a_step, _replace_norms])
 def test_what_changes_between_calls_acts(change: Callable[[JPU, JPU], None], compiled: bool) -> None:
     jpu, levels = jpu_of(), levels_of()
     module = torch.compile(jpu, backend="aot_eager") if compiled else jpu

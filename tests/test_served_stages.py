@@ -8,9 +8,8 @@ import pytest
 import torch
 from foreign import FastFCNNeck
 from helpers import pyramid, randomise
-from served import CHANNELS, jpu_of
+from served import CHANNELS, FUSED, INFERENCE, jpu_of, levels_of, run, swap_data, train_a_step, write_data
 from strategies import needs_host
-from test_served_norms import FUSED, INFERENCE, levels_of, run
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize, prune
@@ -428,23 +427,6 @@ def test_frozen_norms_that_promote_are_pytorchs() -> None:
 # --- nothing is kept ------------------------------------------------------------------------------------
 
 
-def _write_data(jpu: JPU, other: JPU) -> None:
-    for mine, theirs in zip((*jpu.parameters(), *jpu.buffers()), (*other.parameters(), *other.buffers()), strict=True):
-        mine.data.copy_(theirs.data)
-
-
-def _swap_data(jpu: JPU, other: JPU) -> None:
-    """As averages of weights are put into a model for its validation."""
-    for mine, theirs in zip((*jpu.parameters(), *jpu.buffers()), (*other.parameters(), *other.buffers()), strict=True):
-        mine.data, theirs.data = theirs.data, mine.data
-
-
-def _train_a_step(jpu: JPU, other: JPU) -> None:
-    """Which moves the statistics, whose version does not tell."""
-    jpu.train()(*levels_of(seed=5))
-    jpu.eval()
-
-
 def _replace_norms(jpu: JPU, other: JPU) -> None:
     for i in range(3):
         jpu.stage(i)[1] = other.stage(i)[1]
@@ -454,7 +436,7 @@ def _another_eps(jpu: JPU, other: JPU) -> None:
     jpu.conv5[1].eps = 0.5
 
 
-@pytest.mark.parametrize("change", [_write_data, _swap_data, _train_a_step, _replace_norms, _another_eps])
+@pytest.mark.parametrize("change", [write_data, swap_data, train_a_step, _replace_norms, _another_eps])
 def test_what_changes_between_calls_acts(change: Callable[[JPU, JPU], None]) -> None:
     jpu, levels = jpu_of(), levels_of()
     before = assert_served(jpu, levels)
