@@ -4,7 +4,7 @@ They are defined here, in Python, so that they exist with and without a binary. 
 the compiled extension for CUDA tensors and from host execution for CPU tensors, when one is loaded.
 """
 
-from . import norm_relu  # noqa: F401  defines its operator, which has no derivative to export
+from . import _training_steps, norm_relu  # noqa: F401  define operators that have no derivative to export
 from .separable_pyramid import SeparablePyramid
 from .upsample_concat import Upsample, UpsampleBackward, UpsampleConcat
 from .upsample_fold import UpsampleFold
