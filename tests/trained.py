@@ -47,7 +47,7 @@ def call(module: nn.Module, levels: list[Tensor]) -> Tensor:
 def results(
     module: nn.Module, levels: list[Tensor], backend: str, gradient: Tensor | None = None, **options: Any
 ) -> tuple[dict[str, Tensor | None], list[str]]:
-    """Of a copy of the module: output, gradients of levels and parameters, buffers afterwards; and what was launched."""
+    """Of a copy of the module: output, gradients, buffers afterwards; and what was launched."""
     module = copy.deepcopy(module)
     module.zero_grad()
     levels = [level.detach().requires_grad_(level.requires_grad) for level in levels]
@@ -60,7 +60,7 @@ def results(
             out.backward(gradient)
     found |= {f"level{i}": level.grad for i, level in enumerate(levels)}
     found |= {name: p.grad for name, p in module.named_parameters()}
-    found |= {name: buffer for name, buffer in module.named_buffers()}
+    found |= dict(module.named_buffers())
     return found, [launch.kernel for launch in launches]
 
 
@@ -74,7 +74,9 @@ def assert_alike(module: nn.Module, levels: list[Tensor], **options: Any) -> lis
     for name, right in expected.items():
         assert (right is None) == (found[name] is None), name
         if right is not None:
-            torch.testing.assert_close(found[name], right, rtol=1e-9, atol=1e-12 * scale, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(
+                found[name], right, rtol=1e-9, atol=1e-12 * scale, msg=lambda m, name=name: f"{name}: {m}"
+            )
     return kernels
 
 

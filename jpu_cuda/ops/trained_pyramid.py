@@ -51,9 +51,13 @@ define(
 # gradient of, [D, ...] of weights, in the type of sums of norms. Branches are worked on in groups: what is kept of
 # them at a time takes no more than `workspace_bytes` unless a single branch does.
 define(
-    f"trained_pyramid_backward({_LEVELS}, Tensor gradient, Tensor[] saved, int[] needed, "
-    "int workspace_bytes=268435456) -> Tensor[]"
+    f"trained_pyramid_backward({_LEVELS}, Tensor gradient, Tensor[] saved, int[] needed, int workspace_bytes) "
+    "-> Tensor[]"
 )
+
+
+# What the intermediates of a group of branches may take: all of a small problem at once, of a large one a branch.
+WORKSPACE_BYTES = 1 << 28
 
 
 class TrainedPyramid(Function):
@@ -135,7 +139,7 @@ def _computed(
     levels, depthwise, pointwise, weight, bias, *fixed = _split(needed, len(arguments[0]), branches)
     kinds = [depthwise, pointwise, weight[:branches], bias[:branches], weight[branches:], bias[branches:]]
     flags = [int(wanted) for wanted in levels] + [int(any(kind)) for kind in kinds]
-    found = iter(torch.ops.jpu_cuda.trained_pyramid_backward(*arguments, gradient, saved, flags))
+    found = iter(torch.ops.jpu_cuda.trained_pyramid_backward(*arguments, gradient, saved, flags, WORKSPACE_BYTES))
     gradients: list[Tensor | None] = [next(found) if wanted else None for wanted in levels]
     of_kind = [list(next(found).unbind(0)) if any(kind) else [None] * branches for kind in kinds]
     # Weights of the norms on both sides come before their biases.
@@ -168,7 +172,7 @@ def _forward(levels: list[Tensor], align_corners: bool, reverse: bool, *rest: An
 
 
 def _backward(levels: list[Tensor], align_corners: bool, reverse: bool, *rest: Any) -> list[Tensor]:
-    depthwise, pointwise, dilations, *norms, gradient, saved, needed, workspace_bytes = (*rest, 268435456)[:13]
+    depthwise, pointwise, dilations, *norms, gradient, saved, needed, workspace_bytes = rest
     arguments = levels, align_corners, reverse, depthwise, pointwise, dilations
     flags = needed_of(needed, len(levels))
     if _has_kernels(levels[0].device):
@@ -294,7 +298,7 @@ def _(levels: list[Tensor], align_corners: bool, reverse: bool, *rest: Any) -> l
 
 @register_fake("trained_pyramid_backward")
 def _(levels: list[Tensor], align_corners: bool, reverse: bool, *rest: Any) -> list[Tensor]:
-    depthwise, pointwise, dilations, *_norms, gradient, _saved, needed, _workspace = (*rest, 0)[:13]
+    depthwise, pointwise, dilations, *_norms, gradient, _saved, needed, _workspace = rest
     shape = (levels[0].shape[0], len(dilations) * pointwise[0].shape[0], *levels[0].shape[2:])
     if tuple(gradient.shape) != shape:
         raise ValueError(f"gradient: expected shape {shape}, got {tuple(gradient.shape)}")
