@@ -153,7 +153,7 @@ class JointPyramid(nn.Module):
             raise Unfit("stages differ in dtype or device")
         if not self.resizes_bilinearly:
             features = self._resized(features)
-        infers = self.infers(fused, features)
+        infers = features[0].shape[0] == 0 or self.infers(fused, features)  # an empty batch has nothing to keep
         out = self._inferred(features, fused) if infers else self._trained(features, fused)
         if self.emits_coarsest:
             out = torch.cat([self._resized(features)[-1], out], dim=1)
