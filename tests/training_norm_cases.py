@@ -183,8 +183,7 @@ class Coefficients:
         for i in (0, 1, 3, 4):  # only 1 / √(var + eps) is asked for
             statistics[:, i] = torch.nan
         weight: list[Any] = [
-            torch.randn(self.channels, generator=generator, dtype=torch.float64).to(self.dtype)
-            for _ in range(branches)
+            torch.randn(self.channels, generator=generator, dtype=torch.float64).to(self.dtype) for _ in range(branches)
         ]
         for i in self.without:
             weight[i] = None

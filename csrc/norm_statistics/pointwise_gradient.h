@@ -122,15 +122,19 @@ JPU_DEVICE void serve_gradient(const PointwiseParams& p, uint32_t block, Accumul
   const int index = static_cast<int>(rest / p.output_tiles);
   const bool exists = channel < p.channels;
 
-  // 1. Products of all sets.
+  // 1. All that this thread reads. Rows behind the last output load that one's again, and store nothing.
   const int64_t matrix = int64_t{p.outputs} * p.channels;
   const T* products = static_cast<const T*>(p.products) + index * p.sets * matrix + channel;
-  A sum[kGradientWalk][V] = {};
+  A sum[kGradientWalk][V] = {}, total[kGradientWalk];
+  JPU_UNROLL for (int i = 0; i < kGradientWalk; ++i) {
+    const int o = smaller(output + i * kGradientRows, p.outputs - 1);
+    total[i] = load(static_cast<const A*>(p.all_totals) + int64_t{index} * p.outputs + o);
+  }
   for (int set = 0; exists && set < p.sets; ++set) {
     JPU_UNROLL for (int i = 0; i < kGradientWalk; ++i) {
-      const int64_t o = output + i * kGradientRows;
-      A product[V] = {};
-      if (o < p.outputs) load_run<V>(products + set * matrix + o * p.channels, product);
+      const int64_t o = smaller(output + i * kGradientRows, p.outputs - 1);
+      A product[V];
+      load_run<V>(products + set * matrix + o * p.channels, product);
       JPU_UNROLL for (int v = 0; v < V; ++v) sum[i][v] += product[v];
     }
   }
@@ -151,8 +155,7 @@ JPU_DEVICE void serve_gradient(const PointwiseParams& p, uint32_t block, Accumul
   JPU_UNROLL for (int i = 0; i < kGradientWalk; ++i) {
     const int64_t o = output + i * kGradientRows;
     if (o >= p.outputs) break;
-    const A total = load(static_cast<const A*>(p.all_totals) + int64_t{index} * p.outputs + o);
-    JPU_UNROLL for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], weight[v], total * bias[v]);
+    JPU_UNROLL for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], weight[v], total[i] * bias[v]);
     store_run<V>(static_cast<T*>(p.gradient) + index * matrix + o * p.channels + channel, sum[i]);
   }
 }

@@ -49,16 +49,20 @@ JPU_DEVICE Moments<A> merge_parts(const StatisticsParams& p, int index, int chan
   Moments<A> own{0, 0, 0};
   int64_t of_image = begin % p.parts;
   for (; begin < end; begin += kWalk) {
-    Moments<A> part[kWalk];
+    int32_t count[kWalk];
     JPU_UNROLL for (int i = 0; i < kWalk; ++i) {
-      part[i] = {0, 0, 0};
-      if (begin + i < end) {
-        const int32_t count = load(p.counts + of_image * p.branches + index);
-        if (count > 0) part[i] = {static_cast<A>(count), load(moments), load(moments + p.channels)};
-      }
-      moments += step;
+      count[i] = begin + i < end ? load(p.counts + of_image * p.branches + index) : 0;
       if (++of_image == p.parts) of_image = 0;
     }
+    // No arithmetic in between, or some values would be asked for after others have come.
+    A mean[kWalk], squares[kWalk];
+    JPU_UNROLL for (int i = 0; i < kWalk; ++i) {
+      mean[i] = count[i] > 0 ? load(moments + i * step) : A(0);
+      squares[i] = count[i] > 0 ? load(moments + i * step + p.channels) : A(0);
+    }
+    moments += kWalk * step;
+    Moments<A> part[kWalk];
+    JPU_UNROLL for (int i = 0; i < kWalk; ++i) part[i] = {static_cast<A>(count[i]), mean[i], squares[i]};
     own = merge(own, merge_all(part));
   }
   return own;
