@@ -238,7 +238,7 @@ def _group(x: _Inputs, dq: Tensor, images: list[Tensor | None], first: int) -> _
         dw = found[0] if needed.depthwise else None
         if any(image is not None for image in images):
             ops.training_level_gradient(dz, x.depthwise, x.dilations, images, first > 0, first, count)
-    return _Group(dw, dp if needed.pointwise else None, norms)
+    return _Group(dw, dp[..., None, None] if dp is not None and needed.pointwise else None, norms)
 
 
 def _adjoint(images: Sequence[Tensor | None], levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:
