@@ -100,6 +100,8 @@ struct GradientParams {
   void* terms;     // [tiles of all branches and images, 10, C]
   void* inputs;    // dz of `images` images, [images, D·C, H, W]
   Strides inputs_stride;
+  int64_t inputs_branch;  // elements from one branch to the next
+  bool add;               // levels' gradients, which hold something already
   // Set by plan_gradient().
   bool gradient_vectors;
   int32_t splits, weight_channel_tiles, weight_output_tiles;
