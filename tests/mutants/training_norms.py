@@ -33,8 +33,8 @@ _OF_STATISTICS = [
     Fault(
         "norms-merge-past-the-last-part",
         _STATISTICS,
-        "begin + i < end ? load(p.counts + of_image * p.branches + index) : 0",
-        "load(p.counts + of_image * p.branches + index)",
+        "begin + i < end ? load(p.counts + int64_t{of_image} * p.branches + index) : 0",
+        "load(p.counts + int64_t{of_image} * p.branches + index)",
         "Rows take parts of the next row.",
     ),
     Fault(
@@ -47,8 +47,8 @@ _OF_STATISTICS = [
     Fault(
         "norms-merge-counts-from-0",
         _STATISTICS,
-        "int64_t of_image = begin % p.parts;",
-        "int64_t of_image = 0;",
+        "int of_image = begin % p.parts;",
+        "int of_image = 0;",
         "Every row counts from the first part.",
     ),
     Fault(
@@ -82,8 +82,8 @@ _OF_STATISTICS = [
     Fault(
         "norms-merge-first-image",
         _STATISTICS,
-        "const int64_t base = set * p.parts;",
-        "const int64_t base = 0;",
+        "const int base = set * p.parts;",
+        "const int base = 0;",
         "All groups have the first image's moments.",
     ),
     Fault(
@@ -96,7 +96,7 @@ _OF_STATISTICS = [
     Fault(
         "norms-merge-floors-share",
         _STATISTICS,
-        "(parts + kRows - 1) / kRows",
+        "ceil_divide(parts, kRows)",
         "parts / kRows",
         "Parts that rows do not share evenly are left out.",
     ),
@@ -104,7 +104,7 @@ _OF_STATISTICS = [
         "norms-merge-lanes-of-the-first-run",
         _STATISTICS,
         "for (int c = first + lane; c < end; c += kLanes) {",
-        "for (int c = first + lane; c < lesser(end, first + kLanes); c += kLanes) {",
+        "for (int c = first + lane; c < smaller(end, first + kLanes); c += kLanes) {",
         "A group has 16 channels at most.",
     ),
     Fault(
@@ -132,7 +132,7 @@ _OF_STATISTICS = [
         "norms-merge-group-of-a-block",
         _STATISTICS,
         "c < end; c += kThreads",
-        "c < lesser(end, first + kThreads); c += kThreads",
+        "c < smaller(end, first + kThreads); c += kThreads",
         "A group's channels behind the 256th get nothing.",
     ),
     Fault(
