@@ -28,6 +28,7 @@ TEST_FILES = (
     "test_upsample_fold.py",
     "test_norm_relu.py",
     "test_training_rows.py",
+    "test_training_norms.py",
     "test_separable_pyramid.py",
     "test_separable_pyramid_matrix.py",
     "test_upsample_concat_limits.py",

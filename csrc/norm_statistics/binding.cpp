@@ -93,9 +93,11 @@ Tensor training_statistics(Tensor moments, Tensor counts, Optionals weight, Opti
     check_shape(moments, {moments.size(0), moments.size(1), branches, 2, channels}, "moments");
     check_like(counts, moments, "counts", ScalarType::Int, "moments");
     check_contiguous(counts, {moments.size(1), branches}, "counts");
-    p.images = moments.size(0);
-    p.parts = moments.size(1);
-    STD_TORCH_CHECK(p.parts >= 1, "moments: expected at least one part, got none");
+    const int64_t images = moments.size(0), parts = moments.size(1);
+    STD_TORCH_CHECK(parts >= 1 && images <= kMaxParts && parts <= kMaxParts && images * parts <= kMaxParts,
+                    "moments: expected 1 to ", kMaxParts, " parts, got ", parts, " of each of ", images, " images");
+    p.images = static_cast<int32_t>(images);
+    p.parts = static_cast<int32_t>(parts);
     p.moments = moments.data_ptr();
     p.counts = static_cast<const int32_t*>(counts.data_ptr());
   } else {

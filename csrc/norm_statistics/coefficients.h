@@ -20,7 +20,7 @@ norm_fold(JPU_PARAMS FoldParams p) {
   using A = Accumulate<T>;
   FoldShared<A>& shared = shared_memory<FoldShared<A>>();
   const int lane = thread_index() % kFoldLanes, row = thread_index() / kFoldLanes;
-  const int64_t image = block_index() / p.tiles, value = block_index() % p.tiles * kFoldLanes + lane;
+  const int64_t image = block_index() / p.tiles, value = int64_t{block_index() % p.tiles} * kFoldLanes + lane;
   const bool exists = value < p.values;
   const A* in = static_cast<const A*>(p.in) + image * p.image_stride + value;
   A sum = 0;

@@ -31,8 +31,8 @@ void statistics(StatisticsParams p, void* stream) {
       values("var", p.norm[i].var);
     }
     if (merges) {
-      declare(contiguous("moments", p.moments, sizeof(A), p.images * p.parts * 2 * terms, Access::kRead));
-      declare(contiguous("counts", p.counts, sizeof(int32_t), p.parts * p.branches, Access::kRead));
+      declare(contiguous("moments", p.moments, sizeof(A), int64_t{p.images} * p.parts * 2 * terms, Access::kRead));
+      declare(contiguous("counts", p.counts, sizeof(int32_t), int64_t{p.parts} * p.branches, Access::kRead));
     }
     declare(contiguous("statistics", p.statistics, sizeof(A), sets * kStatisticsRows * terms, Access::kWrite));
   });
@@ -41,8 +41,9 @@ void statistics(StatisticsParams p, void* stream) {
 template <class T>
 void fold(FoldParams p, void* stream) {
   using A = Accumulate<T>;
-  p.tiles = (p.values + kFoldLanes - 1) / kFoldLanes;
-  launch("norm_statistics fold", &norm_fold<T>, {p.images * p.tiles, kThreads}, p, stream, [&](auto declare) {
+  const int64_t tiles = (p.values + kFoldLanes - 1) / kFoldLanes;
+  p.tiles = static_cast<uint32_t>(tiles);
+  launch("norm_statistics fold", &norm_fold<T>, {p.images * tiles, kThreads}, p, stream, [&](auto declare) {
     declare(Buffer{"parts", p.in, sizeof(A), {1, p.images, p.parts, p.values}, {0, p.image_stride, p.part_stride, 1},
                    Access::kRead});
     declare(contiguous("sums", p.out, sizeof(A), p.images * p.values, Access::kWrite));

@@ -13,6 +13,7 @@ namespace jpu::norm_statistics {
 
 constexpr int kMaxBranches = 8;
 constexpr int64_t kMaxChannels = 1 << 28;  // so that a tile's end stays an int
+constexpr int64_t kMaxParts = 1 << 30;     // so that a row's end does
 
 // Rows of statistics.
 enum Row { kMean, kVariance, kInverse, kScale, kShift, kStatisticsRows };
@@ -30,7 +31,7 @@ struct StatisticsParams {
   const void* moments;    // [images, parts, branches, 2, channels]
   const int32_t* counts;  // [parts, branches]
   void* statistics;       // [sets, kStatisticsRows, branches, channels]
-  int64_t images, parts;
+  int32_t images, parts;  // kMaxParts of all images at most
   int32_t branches, channels;
   int32_t groups;  // of channels, whose images are a set each; 0 where all images are one
   int32_t tiles;   // groups, or kLanes channels each
@@ -43,7 +44,7 @@ struct FoldParams {
   void* out;  // [images, values]
   int64_t image_stride, part_stride;
   int64_t images, parts, values;
-  int64_t tiles;
+  uint32_t tiles;  // set by the launch
 };
 
 struct CoefficientsParams {

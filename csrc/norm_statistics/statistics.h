@@ -43,15 +43,15 @@ JPU_DEVICE void leave(MomentsShared<A>& shared, const Moments<A>& moments) {
 
 // Of parts `begin` to `end` - 1 of a channel, counted on through images. What a part without pixels holds is undefined.
 template <class A>
-JPU_DEVICE Moments<A> merge_parts(const StatisticsParams& p, int index, int channel, int64_t begin, int64_t end) {
+JPU_DEVICE Moments<A> merge_parts(const StatisticsParams& p, int index, int channel, int begin, int end) {
   const int64_t step = int64_t{p.branches} * 2 * p.channels;
   const A* moments = static_cast<const A*>(p.moments) + begin * step + int64_t{index} * 2 * p.channels + channel;
   Moments<A> own{0, 0, 0};
-  int64_t of_image = begin % p.parts;
+  int of_image = begin % p.parts;
   for (; begin < end; begin += kWalk) {
     int32_t count[kWalk];
     JPU_UNROLL for (int i = 0; i < kWalk; ++i) {
-      count[i] = begin + i < end ? load(p.counts + of_image * p.branches + index) : 0;
+      count[i] = begin + i < end ? load(p.counts + int64_t{of_image} * p.branches + index) : 0;
       if (++of_image == p.parts) of_image = 0;
     }
     // No arithmetic in between, or some values would be asked for after others have come.
@@ -68,10 +68,8 @@ JPU_DEVICE Moments<A> merge_parts(const StatisticsParams& p, int index, int chan
   return own;
 }
 
-JPU_DEVICE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <class T>
-JPU_DEVICE void store_statistics(const StatisticsParams& p, int64_t set, int index, int channel, Accumulate<T> mean,
+JPU_DEVICE void store_statistics(const StatisticsParams& p, int set, int index, int channel, Accumulate<T> mean,
                                  Accumulate<T> variance) {
   using A = Accumulate<T>;
   const Norm& norm = p.norm[index];
@@ -80,7 +78,7 @@ JPU_DEVICE void store_statistics(const StatisticsParams& p, int64_t set, int ind
   const A deviation = square_root(variance + static_cast<A>(norm.eps));
   const A scale = weight / deviation;  // not weight times the rounded inverse: as fixed norms have it elsewhere
   const int64_t row = int64_t{p.branches} * p.channels;
-  A* result = static_cast<A*>(p.statistics) + set * kStatisticsRows * row + int64_t{index} * p.channels + channel;
+  A* result = static_cast<A*>(p.statistics) + int64_t{set} * kStatisticsRows * row + int64_t{index} * p.channels + channel;
   store(result + kMean * row, mean);
   store(result + kVariance * row, variance);
   store(result + kInverse * row, 1 / deviation);
@@ -98,7 +96,7 @@ norm_merge(JPU_PARAMS StatisticsParams p) {
   const int tile = static_cast<int>(block_index() % p.tiles);
   const uint32_t rest = block_index() / p.tiles;
   const int index = static_cast<int>(rest % p.branches);
-  const int64_t set = rest / p.branches;
+  const int set = static_cast<int>(rest / p.branches);
   const bool groups = p.groups > 0;
   const int size = groups ? p.channels / p.groups : kLanes;
   const int first = tile * size, end = smaller(first + size, p.channels);
@@ -112,10 +110,10 @@ norm_merge(JPU_PARAMS StatisticsParams p) {
   }
 
   // 1. Each thread's own part of the list of parts. Rows take runs of it: what they find empty comes last.
-  const int64_t parts = groups ? p.parts : p.images * p.parts;
-  const int64_t share = (parts + kRows - 1) / kRows;
-  const int64_t begin = lesser(row * share, parts), stop = lesser(begin + share, parts);
-  const int64_t base = set * p.parts;
+  const int parts = groups ? p.parts : p.images * p.parts;
+  const int share = ceil_divide(parts, kRows);
+  const int begin = smaller(row * share, parts), stop = smaller(begin + share, parts);
+  const int base = set * p.parts;
   Moments<A> own{0, 0, 0};
   for (int c = first + lane; c < end; c += kLanes) {
     own = merge(own, merge_parts<A>(p, index, c, base + begin, base + stop));

@@ -31,6 +31,7 @@ from . import (
     pyramid_operands,
     pyramid_policy,
     separable_pyramid,
+    training_norms,
     upsample_concat,
     upsample_fold,
 )
@@ -46,6 +47,7 @@ FAULTS = [
     *pyramid_operands.FAULTS,
     *pyramid_matrix.FAULTS,
     *pyramid_policy.FAULTS,
+    *training_norms.FAULTS,
 ]
 LEAST_CAUGHT = 0.95
 TEST_FILES = (
@@ -53,6 +55,7 @@ TEST_FILES = (
     "test_upsample_concat_limits.py",
     "test_upsample_fold.py",
     "test_norm_relu.py",
+    "test_training_norms.py",
 )
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 300)
