@@ -108,7 +108,9 @@ def check_output(q: Tensor, statistics: Tensor) -> None:
 
 
 def parts_of(pixels: int, parts: int) -> list[slice]:
-    return [slice(pixels * s // parts, pixels * (s + 1) // parts) for s in range(parts)]
+    """As even as they come, the longer ones first."""
+    ends = [(s * (pixels // parts) + min(s, pixels % parts)) for s in range(parts + 1)]
+    return [slice(*ends[s : s + 2]) for s in range(parts)]
 
 
 def check_sums(gradient: Tensor, q: Tensor, statistics: Tensor) -> Tensor:

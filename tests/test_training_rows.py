@@ -217,14 +217,15 @@ def test_what_the_relu_stops_is_left_out_even_if_it_is_not_finite(copies: int, d
 def test_an_output_that_rounds_to_zero_stops_the_gradient(copies: int, dtype: torch.dtype) -> None:
     """As autograd has it, which knows the output that was stored, not what it was before."""
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the smallest above 0
-    gradient, q, statistics = _plain([least, 3 * least, 4 * least], dtype, copies, 0.25)
-    out = op.training_output(q, statistics)
-    assert out[0, 0, 0].tolist() == [0, least, least]
-    coefficients = torch.tensor([1, 0, 0]).to(statistics).view(1, 3, 1, 1).repeat(1, 1, 1, copies)
-    found = op.training_output_gradient(gradient, q, statistics, coefficients, 0, 1)
-    assert found[0, :, 0].tolist() == [0, 3, 3]
-    sums = op.training_output_sums(gradient, q, statistics)
-    assert sums[0, :, 0].sum().item() == 6 * copies
+    for scale, expected in ((0.25, [0, 0, 1, 1]), (0.25 * (1 + 2**-10), [0, 1, 1, 1])):
+        gradient, image, statistics = _plain([x * least for x in (1, 2, 3, 4)], dtype, copies, scale)
+        out = op.training_output(image, statistics)
+        assert out[0, 0, 0].tolist() == [x * least for x in expected]
+        coefficients = torch.tensor([1, 0, 0]).to(statistics).view(1, 3, 1, 1).repeat(1, 1, 1, copies)
+        found = op.training_output_gradient(gradient, image, statistics, coefficients, 0, 1)
+        assert found[0, :, 0].tolist() == [3 * x for x in expected]
+        sums = op.training_output_sums(gradient, image, statistics)
+        assert sums[0, :, 0].sum().item() == 3 * sum(expected) * copies
 
 
 @EVERY_DTYPE
@@ -288,9 +289,8 @@ def test_rows_are_read_once_by_16_bytes(dtype: torch.dtype) -> None:
         assert counters["global_reads"][16] == images * share * sizes + of_terms
         distinct = images * share * sizes * 16 + launch.blocks * terms * tile * 4
         assert counters["distinct_read_bytes"] == distinct
-        assert (
-            counters["global_read_sectors"] * 32 == images * share * sizes * 16 + of_terms * 4 * vector
-        )  # whole ones of halves'
+        # A lane's terms of halves are two vectors, of which neighbours load every second one.
+        assert counters["global_read_sectors"] * 32 == images * share * sizes * 16 + of_terms * 4 * vector
         if name != "output_sums":
             assert counters["global_writes"] == {16: share * sizes}
             assert counters["global_write_sectors"] * 32 == share * sizes * 16

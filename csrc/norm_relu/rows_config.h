@@ -46,4 +46,14 @@ JPU_HOST_DEVICE constexpr int parts_of(int64_t images, int pixels, int tiles, in
   return most < 1 ? 1 : wanted < most ? static_cast<int>(wanted) : most;
 }
 
+struct Part {
+  int first, count;
+};
+
+// Pixels of one of the parts of an image, which differ by one at most.
+JPU_HOST_DEVICE constexpr Part part_of(int pixels, int parts, int index) {
+  const int count = pixels / parts, more = pixels % parts;
+  return {index * count + smaller(index, more), count + (index < more)};
+}
+
 }  // namespace jpu::norm_relu
