@@ -9,7 +9,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from row_cases import CASES, Rows, check, check_gradient, check_output, check_sums, results, rows_of
+from row_cases import (
+    CASES,
+    Rows,
+    check,
+    check_gradient,
+    check_output,
+    check_rounds_of_gradient,
+    check_rounds_of_output,
+    check_runs_of_sums,
+    check_sums,
+    results,
+    rows_of,
+)
 from strategies import DTYPES, needs_host
 from torch import Tensor
 
@@ -56,23 +68,9 @@ def test_rows_of_any_number_size_and_start(case: Rows, seed: int) -> None:
     check(case, seed)
 
 
-def test_a_thread_of_many_pixels_sums_them_up_by_runs() -> None:
-    """Where blocks are enough without parts: three tiles of 86 channels, of which a thread has 17 pixels."""
-    gradient, q, statistics = (x.contiguous() for x in Rows(1, 2, 129, (2, 17)).arguments()[:3])
-    images = 683
-    gradient, q = (
-        rows_of(x.expand(images, -1, -1, -1) + torch.arange(images).view(-1, 1, 1, 1) / 4096) for x in (gradient, q)
-    )
-    sums = op.training_output_sums(gradient, q, statistics)
-    assert sums.shape == (images, 1, 3, 2, 129)
-    wide = [x.double().permute(0, 2, 3, 1).reshape(images, 34, 2, 129) for x in (gradient, q)]
-    mean, _, rstd, scale, shift = statistics[0].double()
-    normalised = (wide[1] - mean) * rstd
-    g = torch.where((scale * wide[1] + shift).float() <= 0, 0, wide[0])
-    for i, terms in enumerate((g, g * normalised, normalised)):
-        # Three roundings of a term, 15 of a run, one of two runs, one of two rows.
-        bound = 20 * torch.finfo(torch.float32).eps / 2 * terms.abs().sum(1)
-        assert ((sums[:, 0, i].double() - terms.sum(1)).abs() <= bound).all()
+@pytest.mark.parametrize("walk", [check_rounds_of_output, check_runs_of_sums, check_rounds_of_gradient])
+def test_a_thread_walks_on_where_blocks_are_enough(walk: Callable[[], None]) -> None:
+    walk()
 
 
 @EVERY_DTYPE
@@ -344,6 +342,16 @@ def test_offsets_may_pass_2_to_31_elements() -> None:
         whole[:, :, -1:] = part
     found = op.training_output_gradient(gradient, q, statistics, coefficients, branches - 1, 1)
     assert torch.equal(found, op.training_output_gradient(*near, 0, 1))
+
+
+def test_strides_of_extents_of_one_say_nothing() -> None:
+    """One channel of a contiguous image is a row as well, and one image may lie anywhere."""
+    gradient, q, statistics, coefficients = Rows(1, 1, 1, (3, 4)).arguments()
+    expected = results(Rows(1, 1, 1, (3, 4)))
+    odd = [x.as_strided(x.shape, (5, 7, 4, 1)) for x in (gradient, q)]
+    assert torch.equal(op.training_output(odd[1], statistics), expected[0])
+    assert torch.equal(op.training_output_sums(*odd, statistics), expected[1])
+    assert torch.equal(op.training_output_gradient(*odd, statistics, coefficients, 0, 1), expected[2])
 
 
 # --- refusals -------------------------------------------------------------------------------------------

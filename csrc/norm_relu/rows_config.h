@@ -30,8 +30,8 @@ JPU_HOST_DEVICE constexpr int rounds_of(int64_t blocks) {
 constexpr int kRun = 16;
 static_assert(kRun % kGradientPixels == 0, "a run has whole rounds");
 
-// Parts leave as many sums behind whatever they are of. Threads of that many pixels make them 2 % of what was read in
-// bfloat16, where eight threads are one below the other.
+// A part leaves as many sums behind whatever it is of. Where threads have this many pixels, and eight are one below the
+// other, those sums are 5 % of what was read in bfloat16.
 constexpr int kLeastPixels = 8;
 
 // Output_sums: parts of an image, enough to fill a GPU, each of at least one pixel.
