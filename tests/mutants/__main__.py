@@ -31,6 +31,7 @@ from . import (
     pyramid_operands,
     pyramid_policy,
     separable_pyramid,
+    training_rows,
     upsample_concat,
     upsample_fold,
 )
@@ -42,6 +43,7 @@ FAULTS = [
     *upsample_concat.FAULTS,
     *upsample_fold.FAULTS,
     *norm_relu.FAULTS,
+    *training_rows.FAULTS,
     *separable_pyramid.FAULTS,
     *pyramid_operands.FAULTS,
     *pyramid_matrix.FAULTS,
@@ -53,6 +55,7 @@ TEST_FILES = (
     "test_upsample_concat_limits.py",
     "test_upsample_fold.py",
     "test_norm_relu.py",
+    "test_training_rows.py",
 )
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 300)
