@@ -5,6 +5,7 @@ The truth is worked out in extended precision from the formulas, and shares noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from helpers import assert_rounded
 from torch import Tensor
 
+from jpu_cuda import host
 from jpu_cuda.ops._library import sum_dtype
 
 
@@ -108,7 +110,9 @@ def check_output(q: Tensor, statistics: Tensor) -> None:
 
 
 def parts_of(pixels: int, parts: int) -> list[slice]:
-    return [slice(pixels * s // parts, pixels * (s + 1) // parts) for s in range(parts)]
+    """As even as they come, the longer ones first."""
+    ends = [(s * (pixels // parts) + min(s, pixels % parts)) for s in range(parts + 1)]
+    return [slice(*ends[s : s + 2]) for s in range(parts)]
 
 
 def check_sums(gradient: Tensor, q: Tensor, statistics: Tensor) -> Tensor:
@@ -174,3 +178,57 @@ def results(case: Rows) -> list[Tensor]:
         op.training_output_sums(gradient, q, statistics),
         op.training_output_gradient(gradient, q, statistics, coefficients, 0, 1),
     ]
+
+
+# --- threads that walk on -------------------------------------------------------------------------------
+
+FLOAT32 = torch.finfo(torch.float32)
+
+
+def many_images(images: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """As ``Rows.arguments``, three tiles of 86 channels, which as elements are two rows; and what widens a tensor."""
+    gradient, q, statistics, coefficients = Rows(1, 2, 129, (2, 17)).arguments()
+    shift = torch.arange(images).view(-1, 1, 1, 1) / 4096
+    gradient, q = (rows_of(x.expand(images, -1, -1, -1) + shift) for x in (gradient, q))
+    return gradient, q, statistics, coefficients, lambda x: x.double().permute(0, 2, 3, 1).reshape(images, 34, 2, 129)
+
+
+def check_rounds_of_output() -> None:
+    """Of 4356 tiles of one round."""
+    _, q, statistics, _, wide = many_images(683)
+    with host.record() as launches:
+        out = torch.ops.jpu_cuda.training_output(q, statistics)
+    assert [launch.blocks for launch in launches] == [3 * -(-683 * 34 // 32)]
+    scale, shift = statistics[0, 3:].double()
+    # One rounding, and the reference's own, which is none beside it.
+    assert torch.allclose(wide(out), (scale * wide(q) + shift).relu(), rtol=FLOAT32.eps, atol=0)
+
+
+def check_runs_of_sums() -> None:
+    """Where blocks are enough without parts, so that a thread has 17 pixels."""
+    gradient, q, statistics, _, wide = many_images(683)
+    sums = torch.ops.jpu_cuda.training_output_sums(gradient, q, statistics)
+    assert sums.shape == (683, 1, 3, 2, 129)
+    mean, _, rstd, scale, shift = statistics[0].double()
+    normalised = (wide(q) - mean) * rstd
+    g = torch.where((scale * wide(q) + shift).float() <= 0, 0, wide(gradient))
+    for i, terms in enumerate((g, g * normalised, normalised)):
+        # Three roundings of a term, 15 of a run, one of two runs, one of two rows.
+        bound = 20 * FLOAT32.eps / 2 * terms.abs().sum(1)
+        assert ((sums[:, 0, i].double() - terms.sum(1)).abs() <= bound).all(), "expected each sum within its bound"
+
+
+def check_rounds_of_gradient() -> None:
+    """Of 4209 tiles of one round."""
+    gradient, q, statistics, coefficients, wide = many_images(330)
+    with host.record() as launches:
+        dq = torch.ops.jpu_cuda.training_output_gradient(gradient, q, statistics, coefficients, 0, 2)
+    assert [launch.blocks for launch in launches] == [3 * -(-330 * 34 // 16)]
+    mean, _, rstd, scale, shift = statistics[0].double()
+    k, a, b = coefficients[0].double()
+    g = torch.where((scale * wide(q) + shift).float() <= 0, 0, wide(gradient))
+    parts = k * g, -a, -b * (wide(q) - mean) * rstd
+    truth = parts[0] + parts[1] + parts[2]
+    bound = 5 * FLOAT32.eps / 2 * (parts[0].abs() + parts[1].abs() + parts[2].abs())  # as of check_gradient
+    found = dq.double().transpose(0, 1).reshape(truth.shape)
+    assert ((found - truth).abs() <= bound).all(), "expected each entry within its bound"

@@ -9,7 +9,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from row_cases import CASES, Rows, check, check_gradient, check_output, check_sums, results, rows_of
+from row_cases import (
+    CASES,
+    Rows,
+    check,
+    check_gradient,
+    check_output,
+    check_rounds_of_gradient,
+    check_rounds_of_output,
+    check_runs_of_sums,
+    check_sums,
+    results,
+    rows_of,
+)
 from strategies import DTYPES, needs_host
 from torch import Tensor
 
@@ -56,23 +68,9 @@ def test_rows_of_any_number_size_and_start(case: Rows, seed: int) -> None:
     check(case, seed)
 
 
-def test_a_thread_of_many_pixels_sums_them_up_by_runs() -> None:
-    """Where blocks are enough without parts: three tiles of 86 channels, of which a thread has 17 pixels."""
-    gradient, q, statistics = (x.contiguous() for x in Rows(1, 2, 129, (2, 17)).arguments()[:3])
-    images = 683
-    gradient, q = (
-        rows_of(x.expand(images, -1, -1, -1) + torch.arange(images).view(-1, 1, 1, 1) / 4096) for x in (gradient, q)
-    )
-    sums = op.training_output_sums(gradient, q, statistics)
-    assert sums.shape == (images, 1, 3, 2, 129)
-    wide = [x.double().permute(0, 2, 3, 1).reshape(images, 34, 2, 129) for x in (gradient, q)]
-    mean, _, rstd, scale, shift = statistics[0].double()
-    normalised = (wide[1] - mean) * rstd
-    g = torch.where((scale * wide[1] + shift).float() <= 0, 0, wide[0])
-    for i, terms in enumerate((g, g * normalised, normalised)):
-        # Three roundings of a term, 15 of a run, one of two runs, one of two rows.
-        bound = 20 * torch.finfo(torch.float32).eps / 2 * terms.abs().sum(1)
-        assert ((sums[:, 0, i].double() - terms.sum(1)).abs() <= bound).all()
+@pytest.mark.parametrize("walk", [check_rounds_of_output, check_runs_of_sums, check_rounds_of_gradient])
+def test_a_thread_walks_on_where_blocks_are_enough(walk: Callable[[], None]) -> None:
+    walk()
 
 
 @EVERY_DTYPE
@@ -217,14 +215,15 @@ def test_what_the_relu_stops_is_left_out_even_if_it_is_not_finite(copies: int, d
 def test_an_output_that_rounds_to_zero_stops_the_gradient(copies: int, dtype: torch.dtype) -> None:
     """As autograd has it, which knows the output that was stored, not what it was before."""
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the smallest above 0
-    gradient, q, statistics = _plain([least, 3 * least, 4 * least], dtype, copies, 0.25)
-    out = op.training_output(q, statistics)
-    assert out[0, 0, 0].tolist() == [0, least, least]
-    coefficients = torch.tensor([1, 0, 0]).to(statistics).view(1, 3, 1, 1).repeat(1, 1, 1, copies)
-    found = op.training_output_gradient(gradient, q, statistics, coefficients, 0, 1)
-    assert found[0, :, 0].tolist() == [0, 3, 3]
-    sums = op.training_output_sums(gradient, q, statistics)
-    assert sums[0, :, 0].sum().item() == 6 * copies
+    for scale, expected in ((0.25, [0, 0, 1, 1]), (0.25 * (1 + 2**-10), [0, 1, 1, 1])):
+        gradient, image, statistics = _plain([x * least for x in (1, 2, 3, 4)], dtype, copies, scale)
+        out = op.training_output(image, statistics)
+        assert out[0, 0, 0].tolist() == [x * least for x in expected]
+        coefficients = torch.tensor([1, 0, 0]).to(statistics).view(1, 3, 1, 1).repeat(1, 1, 1, copies)
+        found = op.training_output_gradient(gradient, image, statistics, coefficients, 0, 1)
+        assert found[0, :, 0].tolist() == [3 * x for x in expected]
+        sums = op.training_output_sums(gradient, image, statistics)
+        assert sums[0, :, 0].sum().item() == 3 * sum(expected) * copies
 
 
 @EVERY_DTYPE
@@ -288,9 +287,8 @@ def test_rows_are_read_once_by_16_bytes(dtype: torch.dtype) -> None:
         assert counters["global_reads"][16] == images * share * sizes + of_terms
         distinct = images * share * sizes * 16 + launch.blocks * terms * tile * 4
         assert counters["distinct_read_bytes"] == distinct
-        assert (
-            counters["global_read_sectors"] * 32 == images * share * sizes * 16 + of_terms * 4 * vector
-        )  # whole ones of halves'
+        # A lane's terms of halves are two vectors, of which neighbours load every second one.
+        assert counters["global_read_sectors"] * 32 == images * share * sizes * 16 + of_terms * 4 * vector
         if name != "output_sums":
             assert counters["global_writes"] == {16: share * sizes}
             assert counters["global_write_sectors"] * 32 == share * sizes * 16
@@ -344,6 +342,16 @@ def test_offsets_may_pass_2_to_31_elements() -> None:
         whole[:, :, -1:] = part
     found = op.training_output_gradient(gradient, q, statistics, coefficients, branches - 1, 1)
     assert torch.equal(found, op.training_output_gradient(*near, 0, 1))
+
+
+def test_strides_of_extents_of_one_say_nothing() -> None:
+    """One channel of a contiguous image is a row as well, and one image may lie anywhere."""
+    gradient, q, statistics, coefficients = Rows(1, 1, 1, (3, 4)).arguments()
+    expected = results(Rows(1, 1, 1, (3, 4)))
+    odd = [x.as_strided(x.shape, (5, 7, 4, 1)) for x in (gradient, q)]
+    assert torch.equal(op.training_output(odd[1], statistics), expected[0])
+    assert torch.equal(op.training_output_sums(*odd, statistics), expected[1])
+    assert torch.equal(op.training_output_gradient(*odd, statistics, coefficients, 0, 1), expected[2])
 
 
 # --- refusals -------------------------------------------------------------------------------------------

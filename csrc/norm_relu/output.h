@@ -12,9 +12,9 @@ rows_output(JPU_PARAMS RowParams p) {
   const RowPlace place = place_in_rows<V>(p);
   if (!place.takes_part) return;
   const int64_t set = place.rest / p.pixel_tiles;
-  const int most = p.rounds * kOutputPixels;
-  const int64_t pixel = int64_t{place.rest % p.pixel_tiles} * p.rows * most + place.row;
-  const int own = own_pixels(p.group_pixels - pixel, p.rows, most);
+  const uint32_t tile = static_cast<uint32_t>(p.rows * p.rounds * kOutputPixels);
+  const int64_t pixel = int64_t{place.rest % p.pixel_tiles} * tile + place.row;
+  const int own = own_pixels(p.group_pixels - pixel, p.rows, tile);
   const int64_t begin = (set * p.group_pixels + pixel) * p.pitch + place.channel;
   const int64_t step = int64_t{p.rows} * p.pitch;
   const T* q = static_cast<const T*>(p.q) + begin;

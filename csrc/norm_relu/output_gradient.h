@@ -12,15 +12,16 @@ rows_output_gradient(JPU_PARAMS RowParams p) {
   const RowPlace place = place_in_rows<V>(p);
   if (!place.takes_part) return;
   const int64_t set = place.rest / p.pixel_tiles;
-  const int most = p.rounds * kGradientPixels;
-  const int64_t pixel = int64_t{place.rest % p.pixel_tiles} * p.rows * most + place.row;
-  const int own = own_pixels(p.group_pixels - pixel, p.rows, most);
+  const uint32_t tile = static_cast<uint32_t>(p.rows * p.rounds * kGradientPixels);
+  const int64_t pixel = int64_t{place.rest % p.pixel_tiles} * tile + place.row;
+  const int own = own_pixels(p.group_pixels - pixel, p.rows, tile);
   const int64_t row = set * p.group_pixels + pixel, column = p.first + place.channel;
   const int64_t step = int64_t{p.rows} * p.pitch, out_step = int64_t{p.rows} * p.width;
   const T* gradient = static_cast<const T*>(p.gradient) + row * p.pitch + column;
   const T* q = static_cast<const T*>(p.q) + row * p.pitch + column;
-  const int64_t branch = place.channel / p.width, total = int64_t{p.images} * p.pixels;
-  T* out = static_cast<T*>(p.out) + (branch * total + row) * p.width + place.channel % p.width;
+  const uint32_t channel = static_cast<uint32_t>(place.channel), width = static_cast<uint32_t>(p.width);
+  const int64_t first_row = int64_t{p.images} * p.pixels * (channel / width);
+  T* out = static_cast<T*>(p.out) + (first_row + row) * p.width + channel % width;
 
   A mean[V], rstd[V], scale[V], shift[V], k[V], a[V], b[V];
   const A* terms = static_cast<const A*>(p.statistics) + set * kStatistics * p.pitch + column;

@@ -39,9 +39,9 @@ rows_output_sums(JPU_PARAMS RowParams p) {
 
   // 1. Each thread's own pixels.
   if (place.takes_part) {
-    const int64_t first = p.pixels * part / p.parts, end = p.pixels * (part + 1) / p.parts;
-    const int own = own_pixels(end - first - place.row, p.rows, p.pixels);
-    const int64_t begin = (image * p.pixels + first + place.row) * p.pitch + place.channel;
+    const Part pixels = part_of(p.pixels, p.parts, static_cast<int>(part));
+    const int own = own_pixels(pixels.count - place.row, p.rows, pixels.count);
+    const int64_t begin = (image * p.pixels + pixels.first + place.row) * p.pitch + place.channel;
     const int64_t step = int64_t{p.rows} * p.pitch;
     const T* gradient = static_cast<const T*>(p.gradient) + begin;
     const T* q = static_cast<const T*>(p.q) + begin;

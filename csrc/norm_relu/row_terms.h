@@ -22,11 +22,11 @@ JPU_DEVICE RowPlace place_in_rows(const RowParams& p) {
   return {block_index() / tiles, channel, row, channel < p.channels && row < p.rows};
 }
 
-// Of `left` pixels, those that a thread has who begins at the first of them.
-JPU_DEVICE int own_pixels(int64_t left, int rows, int64_t most) {
+// Of `left` pixels, those that a thread has who begins at the first of them: each `rows`-th, of at most `reach`.
+JPU_DEVICE int own_pixels(int64_t left, int rows, uint32_t reach) {
   if (left <= 0) return 0;
-  const int64_t own = (left + rows - 1) / rows;
-  return static_cast<int>(own < most ? own : most);
+  const uint32_t pixels = left < reach ? static_cast<uint32_t>(left) : reach;  // 32 bits, to be divided quickly
+  return static_cast<int>((pixels + rows - 1) / rows);
 }
 
 // V neighbouring channels' values.
@@ -74,12 +74,21 @@ JPU_DEVICE Pack<T, V> pack_of(const A (&value)[V]) {
   return pack;
 }
 
-// Where the output is not ≤ 0, as it is stored: rounding may have made a 0 of it. NaN lets gradients through.
+// The largest number of the type of sums that rounds to 0: half of the smallest above it, which goes to even.
+template <class T>
+inline constexpr Accumulate<T> kRoundsToZero = 0;
+template <>
+inline constexpr float kRoundsToZero<float16> = 0x1p-25f;
+template <>
+inline constexpr float kRoundsToZero<bfloat16> = 0x1p-134f;
+
+// Where the output is not ≤ 0 as it is stored, of which rounding may have made a 0. That is found out without rounding,
+// since a GPU is slow to round halves one by one. NaN lets gradients through.
 template <class T>
 JPU_DEVICE Accumulate<T> behind_relu(Accumulate<T> gradient, Accumulate<T> q, Accumulate<T> scale,
                                      Accumulate<T> shift) {
   using A = Accumulate<T>;
-  return widen(narrow<T>(multiply_add(scale, q, shift))) <= 0 ? A(0) : gradient;
+  return multiply_add(scale, q, shift) <= kRoundsToZero<T> ? A(0) : gradient;
 }
 
 }  // namespace jpu::norm_relu

@@ -32,6 +32,7 @@ from . import (
     pyramid_policy,
     separable_pyramid,
     training_norms,
+    training_rows,
     upsample_concat,
     upsample_fold,
 )
@@ -43,6 +44,7 @@ FAULTS = [
     *upsample_concat.FAULTS,
     *upsample_fold.FAULTS,
     *norm_relu.FAULTS,
+    *training_rows.FAULTS,
     *separable_pyramid.FAULTS,
     *pyramid_operands.FAULTS,
     *pyramid_matrix.FAULTS,
@@ -56,6 +58,7 @@ TEST_FILES = (
     "test_upsample_fold.py",
     "test_norm_relu.py",
     "test_training_norms.py",
+    "test_training_rows.py",
 )
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 300)

@@ -22,7 +22,14 @@ from torch import Tensor
 
 from jpu_cuda import host, ops  # noqa: F401  ops defines torch.ops.jpu_cuda
 
-from . import fold_oracle, matrix_oracle, norm_relu_oracle, pyramid_oracle, training_norms_oracle
+from . import (
+    fold_oracle,
+    matrix_oracle,
+    norm_relu_oracle,
+    pyramid_oracle,
+    training_norms_oracle,
+    training_rows_oracle,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -421,6 +428,7 @@ def wrong_arguments_are_refused() -> None:
 
 CHECKS.update(fold_oracle.CHECKS)
 CHECKS.update(norm_relu_oracle.CHECKS)
+CHECKS.update(training_rows_oracle.CHECKS)
 CHECKS.update(pyramid_oracle.CHECKS)
 CHECKS.update(matrix_oracle.CHECKS)
 CHECKS.update(training_norms_oracle.CHECKS)
