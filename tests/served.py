@@ -26,7 +26,7 @@ TRAINED = [
     "norm_relu output",
 ]
 # Of norms that take the statistics of a batch or of groups.
-MEASURED = [TRAINED[0], "separable_pyramid moments", *TRAINED[1:]]
+MEASURED = [TRAINED[0], "separable_pyramid training moments", *TRAINED[1:]]
 
 
 def levels_of(**kwargs: Any) -> list[Tensor]:

@@ -24,7 +24,7 @@ def test_every_family_is_trained_by_the_kernels(name: str, training: bool) -> No
     times = 2 if name == "JPU_X" else 1
     assert kernels.count("separable_pyramid forward with moments") == times
     assert kernels.count("norm_relu output") == times
-    assert (kernels.count("separable_pyramid moments") == times) == (training or "GroupNorm" in name or times == 2)
+    assert (kernels.count("separable_pyramid training moments") == times) == (training or "GroupNorm" in name or times == 2)
 
 
 def _momentum(jpu: JPU) -> None:
@@ -145,7 +145,7 @@ def test_only_what_is_asked_for_is_computed(needed: str, frozen: bool) -> None:
     kernels = assert_alike(jpu, levels)
     has = {kernel: kernel in kernels for kernel in set(kernels)}
     assert has.get("upsample_concat backward", False) == (needed == "levels")
-    assert has.get("separable_pyramid level gradient", False) == (needed == "levels")
+    assert has.get("separable_pyramid training level gradient", False) == (needed == "levels")
     products = needed in ("pointwise", "inner weights", "inner biases", "one branch")
     products |= not frozen and needed in ("levels", "depthwise")
     assert has.get("norm_statistics pointwise gradient", False) == products

@@ -112,7 +112,7 @@ def test_groups_of_branches_are_a_matter_of_memory(dtype: torch.dtype, monkeypat
     monkeypatch.setattr(module, "WORKSPACE_BYTES", 1)
     with host.record() as launches:
         found = differentiated(case, arguments, gradient, kernels=True)
-    assert [launch.kernel for launch in launches].count("separable_pyramid level gradient") == 3
+    assert [launch.kernel for launch in launches].count("separable_pyramid training level gradient") == 3
     for i, (one, all_at_once) in enumerate(zip(found, expected, strict=True)):
         if 1 <= i <= len(case.channels):
             tolerance = 4 * torch.finfo(dtype).eps * float(all_at_once.abs().max())

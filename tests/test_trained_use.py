@@ -221,7 +221,7 @@ def test_a_compiled_step_is_served(norms: str) -> None:
             losses = [step(jpu, optimizer, levels_for(jpu, seed=seed)) for seed in range(2)]
         kernels = [launch.kernel for launch in launches]
         assert kernels.count(MOMENTS) == 2
-        assert kernels.count("separable_pyramid level gradient") == 2
+        assert kernels.count("separable_pyramid training level gradient") == 2
         found.append([*losses, *jpu.parameters(), *jpu.buffers()])
     torch._dynamo.reset()
     for expected, served in zip(*found, strict=True):

@@ -98,7 +98,7 @@ void output_sums(RowParams p, void* stream) {
   plan_row_tiles<T>(p, vectors);
   const int64_t blocks = int64_t{p.images} * p.parts * p.channel_tiles;
   const auto kernel = vectors ? &rows_output_sums<T, V> : &rows_output_sums<T, 1>;
-  launch("norm_relu output_sums", kernel, {blocks, kThreads}, p, stream, [&](auto declare) {
+  launch("norm_relu output sums", kernel, {blocks, kThreads}, p, stream, [&](auto declare) {
     using A = Accumulate<T>;
     declare_rows(p, sizeof(T), sizeof(A), declare);
     const int64_t part = int64_t{kSums} * p.pitch;
@@ -113,7 +113,7 @@ void output_gradient(RowParams p, void* stream) {
   plan_row_tiles<T>(p, vectors);
   const int64_t blocks = plan_row_groups(p, kGradientPixels);
   const auto kernel = vectors ? &rows_output_gradient<T, Vector<T>::kSize> : &rows_output_gradient<T, 1>;
-  launch("norm_relu output_gradient", kernel, {blocks, kThreads}, p, stream, [&](auto declare) {
+  launch("norm_relu output gradient", kernel, {blocks, kThreads}, p, stream, [&](auto declare) {
     declare_rows(p, sizeof(T), sizeof(Accumulate<T>), declare);
     const int64_t branch = int64_t{p.images} * p.pixels * p.width;
     declare(Buffer{"gradient of q", p.out, sizeof(T),
