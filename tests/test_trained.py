@@ -24,7 +24,9 @@ def test_every_family_is_trained_by_the_kernels(name: str, training: bool) -> No
     times = 2 if name == "JPU_X" else 1
     assert kernels.count("separable_pyramid forward with moments") == times
     assert kernels.count("norm_relu output") == times
-    assert (kernels.count("separable_pyramid training moments") == times) == (training or "GroupNorm" in name or times == 2)
+    assert (kernels.count("separable_pyramid training moments") == times) == (
+        training or "GroupNorm" in name or times == 2
+    )
 
 
 def _momentum(jpu: JPU) -> None:
