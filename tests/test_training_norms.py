@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import DTYPES, needs_host
 from torch import Tensor
 from training_norm_cases import (
@@ -252,6 +254,43 @@ def test_a_product_that_is_not_finite_stays_in_its_place(dtype: torch.dtype) -> 
     expected[0][1, 5, 7] = expected[1][0, 0, 1, 1, 7] = True
     assert torch.equal(gradient.isnan(), expected[0])
     assert torch.equal(sums.isnan(), expected[1])
+
+
+# --- of any size ----------------------------------------------------------------------------------------
+
+
+@st.composite
+def shapes(draw: Any) -> dict[str, Any]:
+    """Images, parts, branches and channels, in groups or not."""
+    groups = draw(st.integers(0, 5))
+    channels = draw(st.integers(1, 40)) * max(groups, 1)
+    parts = draw(st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 33]))
+    sizes = {"images": draw(st.integers(1, 5)), "parts": parts, "channels": channels, "groups": groups}
+    return {**sizes, "dtype": draw(st.sampled_from(DTYPES))}
+
+
+ANY = settings(deadline=None, max_examples=40, derandomize=True)
+
+
+@ANY
+@given(shapes(), st.lists(st.booleans(), min_size=1, max_size=4), st.sampled_from([0, 1, 300]), st.integers(1, 9))
+def test_statistics_of_any_size(shape: dict[str, Any], fixed: list[bool], mean: float, most: int) -> None:
+    fixed = [x and not shape["groups"] for x in fixed]
+    check_statistics(Statistics(**shape, fixed=tuple(fixed), mean=mean, most=most))
+
+
+@ANY
+@given(shapes(), st.lists(st.integers(0, 1), min_size=1, max_size=4), st.integers(1, 5000))
+def test_coefficients_of_any_size(shape: dict[str, Any], batch: list[int], pixels: int) -> None:
+    check_coefficients(Coefficients(**shape, batch=tuple(batch), pixels=pixels, without=(len(batch) - 1,)))
+
+
+@ANY
+@given(shapes(), st.integers(1, 40), st.integers(1, 4), st.booleans())
+def test_the_pointwise_gradient_of_any_size(shape: dict[str, Any], outputs: int, branches: int, wide: bool) -> None:
+    sizes = {name: shape[name] for name in ("images", "channels", "dtype")}
+    some = {"branches": branches, "first": branches // 2, "some": branches - branches // 2}
+    check_pointwise(Pointwise(**sizes, **some, outputs=outputs, by_image=shape["groups"] > 0, wide=wide))
 
 
 # --- launches -------------------------------------------------------------------------------------------

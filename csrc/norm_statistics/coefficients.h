@@ -88,6 +88,8 @@ JPU_DEVICE void serve_channels(const CoefficientsParams& p, uint32_t block, Sums
   for (int image = row; exists && image < p.images; image += kRows) {
     JPU_UNROLL for (int j = 0; j < 2; ++j) sum[j] += own.sum(image, j);
   }
+  // Asked for here, so that it comes while other rows are waited for. Groups have it of each image.
+  const A k = exists && p.groups == 0 ? own.weight() * own.inverse(0) : A(0);
   JPU_UNROLL for (int j = 0; j < 2; ++j) shared.part[j][thread_index()] = sum[j];
   block_barrier();
   if (!exists) return;
@@ -103,7 +105,7 @@ JPU_DEVICE void serve_channels(const CoefficientsParams& p, uint32_t block, Sums
   if (p.groups > 0) return;
 
   const bool batch = p.batch[index];
-  Coefficients<A> of{own.weight() * own.inverse(0), 0, 0};
+  Coefficients<A> of{k, 0, 0};
   if (batch) {
     const A count = static_cast<A>(p.images * p.pixels);
     of.a = of.k * sum[0] / count;
