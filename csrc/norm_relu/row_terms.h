@@ -22,11 +22,11 @@ JPU_DEVICE RowPlace place_in_rows(const RowParams& p) {
   return {block_index() / tiles, channel, row, channel < p.channels && row < p.rows};
 }
 
-// Of `left` pixels, those that a thread has who begins at the first of them: each `rows`-th, of at most `reach`.
-JPU_DEVICE int own_pixels(int64_t left, int rows, uint32_t reach) {
-  if (left <= 0) return 0;
-  const uint32_t pixels = left < reach ? static_cast<uint32_t>(left) : reach;  // 32 bits, to be divided quickly
-  return static_cast<int>((pixels + rows - 1) / rows);
+// Of `left` pixels, those that a thread has who begins at the first of them: each `rows`-th, of at most `reach`. Its
+// row may begin behind the last one, but not by as many as there are rows.
+JPU_DEVICE int own_pixels(int64_t left, int rows, int64_t reach) {
+  const int64_t pixels = left < reach ? left : reach;
+  return static_cast<int>(static_cast<uint32_t>(pixels + rows - 1) / static_cast<uint32_t>(rows));  // quick in 32 bits
 }
 
 // V neighbouring channels' values.
