@@ -89,24 +89,28 @@ def test_moments_of_those_that_are_wanted(wanted: list[int]) -> None:
     check_moments(case, wanted)
     some, counts = ops.training_moments(*case.arguments(), wanted)
     every, counts_of_every = ops.training_moments(*case.arguments(), [1] * 4)
-    for d in (d for d in range(4) if wanted[d]):  # whose parts are single tiles here, whatever else is wanted
+    for d in (d for d in range(4) if wanted[d]):  # whose parts are as small as they can be here
         parts = int((counts[:, d] > 0).sum())
         assert torch.equal(counts[:parts, d], counts_of_every[:parts, d])
         assert torch.equal(some[:, :parts, d], every[:, :parts, d])
 
 
 def test_a_branch_of_fewer_tiles_has_fewer_parts() -> None:
-    case = Case(1, (8,), (33, 33), (1, 16))
+    case = Case(1, (8,), (33, 33), (1, 16))  # 11 tiles, and 32
     _, counts = ops.training_moments(*case.arguments(), [1, 1])
     assert (counts > 0).any(1).all()
     lacking = (counts == 0).any(0)
     assert lacking.tolist() in ([True, False], [False, True])
 
 
-@pytest.mark.parametrize("size", [(9, 9), (40, 37)], ids=str)
+@pytest.mark.parametrize("size", [(16, 32), (40, 37)], ids=["one part", "several"])
 def test_statistics_keep_their_precision_beside_a_large_mean(size: tuple[int, int]) -> None:
-    """Mean to deviation 10⁴ : 1, where E[z²] − E[z]² in float32 has no digit left."""
-    case = Case(2, (8, 5), size, (1, 2))
+    """Mean to deviation 10⁴ : 1, where E[z²] − E[z]² in float32 has no digit left.
+
+    PyTorch sums float32 in float64 on a CPU, so its results are the truth but for their own rounding. Ours may differ
+    by what each part's mean was rounded, and not by what a mean of a few values would be.
+    """
+    case = Case(1, (8, 5), size, (1, 2))
     for seed in range(3):
         levels, depthwise, dilations = case.arguments(seed)
         for weight in depthwise:  # one tap, so that z is the level and nothing of the edges
@@ -115,18 +119,21 @@ def test_statistics_keep_their_precision_beside_a_large_mean(size: tuple[int, in
             level.add_(1e4)
         moments, counts = ops.training_moments(levels, depthwise, dilations, [1, 1])
         z = joined(levels)
-        true_variance, true_mean = torch.var_mean(z, (0, 2, 3), unbiased=False)
-        assert 0.5e4 < float((true_mean / true_variance.sqrt()).mean()) < 2e4
-        ours, theirs = [], torch.var_mean(z.float(), (0, 2, 3), unbiased=False)
+        variance, mean = torch.var_mean(z, (0, 2, 3), unbiased=False)
+        assert 0.5e4 < float((mean / variance.sqrt()).mean()) < 2e4
+        errors_of_torch = [
+            max_error(x, exact(truth))
+            for x, truth in zip(torch.var_mean(z.float(), (0, 2, 3), unbiased=False), (variance, mean), strict=True)
+        ]
+        rounding = sum_eps(torch.float32) / 2 * mean
         for d in range(2):
-            mean, variance, _ = merged(moments, counts, d)
-            ours.append((variance, mean))
-        for i, truth in enumerate((true_variance, true_mean)):
-            error_of_torch = max_error(theirs[i], exact(truth))
-            for branch in ours:
-                assert_no_worse_than(branch[i].float(), exact(truth), [error_of_torch])
-                # What is left of a deviation beside a mean of 2^13 of them has 10 bits; sums of them have more.
-                assert float((branch[i] / truth - 1).abs().max()) < 2**-10
+            got_mean, got_variance, total = merged(moments, counts, d)
+            assert_no_worse_than(got_mean.float(), exact(mean), [errors_of_torch[1]])
+            share = counts[:, d].double()[None, :, None] / total
+            of_parts = torch.where(share > 0, (moments[:, :, d, 0].double() - mean).abs(), 0)
+            by_means = (share * (2 * of_parts * rounding + rounding**2)).sum((0, 1))
+            by_squares = 64 * sum_eps(torch.float32) * variance  # additions, and the sums' share in each part
+            assert ((got_variance - variance).abs() <= 1.25 * errors_of_torch[0] + by_means + by_squares).all()
 
 
 @EVERY_DTYPE
@@ -168,7 +175,7 @@ def test_normalised_rows(name: str, dtype: torch.dtype) -> None:
 
 
 def test_the_mean_is_subtracted_first() -> None:
-    """scale · z − scale · mean in float32 would be off by 10⁵ units in the last place of what is left."""
+    """A scale · z − scale · mean in float32 would be off by 10⁵ units in the last place of what is left."""
     case = Case(1, (8,), (8, 8), (1,))
     levels, depthwise, dilations = case.arguments()
     depthwise[0].zero_()[:, :, 1, 1] = 1
@@ -250,7 +257,7 @@ def zeros(case: Case) -> list[Tensor]:
 
 
 def check_levels(case: Case, first: int, count: int, add: bool) -> None:
-    levels, depthwise, dilations = case.arguments()
+    _, depthwise, dilations = case.arguments()
     dz = case.rows(count, seed=400)
     gradients = case.levels(seed=20)
     before = joined(gradients) * add

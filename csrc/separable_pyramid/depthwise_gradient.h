@@ -47,6 +47,10 @@ JPU_DEVICE void add_strip(const Patch<T, kPixels>& patch, const Shape& shape, in
   }
 }
 
+// Rows of a strip whose pixels a thread reads at a time: more would take more registers than there are.
+template <class T>
+constexpr int kRowsAtOnce = smaller(Strips<T>::kRows, 2);
+
 // With the weights' gradient. Terms have two levels, a tile's and all tiles'.
 template <class T>
 JPU_KERNEL(kThreads, 2)
@@ -73,27 +77,29 @@ training_depthwise_gradient(JPU_PARAMS TrainingParams t) {
     A terms[kTaps] = {};
     JPU_UNROLL for (int e = 0; e < S::kEach; ++e) {
       const int strip = S::number(e), rows = strips.rows[strip], columns = strips.columns[strip];
-      const int64_t pixel = strips.pixel[strip];
+      const int pixel = strips.pixel[strip];
       const auto offset = [&](int y, int x) {
-        return (pixel + (int64_t{y} * p.width + x) * branch.dilation) * p.channels;
+        return int64_t{pixel + (y * p.width + x) * branch.dilation} * p.channels;
       };
-      // All that memory has to answer first, then all that is written.
-      T values[S::kRows][kRun], others[S::kRows][kRun];
-      JPU_UNROLL for (int y = 0; y < S::kRows; ++y) {
-        JPU_UNROLL for (int x = 0; x < kRun; ++x) {
-          if (y >= rows || x >= columns) continue;
-          values[y][x] = gradient[offset(y, x)];
-          others[y][x] = load(normalised + offset(y, x));
-        }
-      }
       A dz[S::kRows][kRun];
-      JPU_UNROLL for (int y = 0; y < S::kRows; ++y) {
-        JPU_UNROLL for (int x = 0; x < kRun; ++x) {
-          dz[y][x] = 0;
-          if (y >= rows || x >= columns) continue;
-          const T rounded = narrow<T>(gradient_of<A>(coefficients, widen(values[y][x]), widen(others[y][x])));
-          store(gradient + offset(y, x), rounded);
-          dz[y][x] = widen(rounded);
+      JPU_UNROLL for (int half = 0; half < S::kRows; half += kRowsAtOnce<T>) {
+        // All that memory has to answer first, then all that is written.
+        T values[kRowsAtOnce<T>][kRun], others[kRowsAtOnce<T>][kRun];
+        JPU_UNROLL for (int i = 0; i < kRowsAtOnce<T>; ++i) {
+          JPU_UNROLL for (int x = 0; x < kRun; ++x) {
+            if (half + i >= rows || x >= columns) continue;
+            values[i][x] = gradient[offset(half + i, x)];
+            others[i][x] = load(normalised + offset(half + i, x));
+          }
+        }
+        JPU_UNROLL for (int i = 0; i < kRowsAtOnce<T>; ++i) {
+          JPU_UNROLL for (int x = 0; x < kRun; ++x) {
+            dz[half + i][x] = 0;
+            if (half + i >= rows || x >= columns) continue;
+            const T rounded = narrow<T>(gradient_of<A>(coefficients, widen(values[i][x]), widen(others[i][x])));
+            store(gradient + offset(half + i, x), rounded);
+            dz[half + i][x] = widen(rounded);
+          }
         }
       }
       add_strip<T>(patch, branch.tiling.shape, strips.window[strip], level.vectors, rows, columns, dz, terms);
