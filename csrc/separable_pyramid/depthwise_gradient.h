@@ -126,8 +126,7 @@ constexpr int kTermRows = kThreads / kTermChannels;
 
 template <class A>
 struct TermsShared {
-  static constexpr int kPitch = kThreads + 4;  // keeps the taps of a channel in different banks
-  A part[kTaps * kPitch];
+  A part[kTermRows][kTermChannels * kTaps];  // in the order of the result
 };
 
 template <class T>
@@ -146,13 +145,13 @@ training_depthwise_terms(JPU_PARAMS TrainingParams t) {
     const A* terms = static_cast<const A*>(t.terms) + (t.first_term[index] + part) * kTaps * p.channels + first + own;
     JPU_UNROLL for (int i = 0; i < kTaps; ++i) sum[i] += load(terms + int64_t{i} * p.channels);
   }
-  JPU_UNROLL for (int i = 0; i < kTaps; ++i) shared.part[i * shared.kPitch + thread_index()] = sum[i];
+  JPU_UNROLL for (int i = 0; i < kTaps; ++i) shared.part[row][own * kTaps + i] = sum[i];
   block_barrier();
   const int channels = smaller(kTermChannels, p.channels - first);
   T* target = static_cast<T*>(t.weights) + (int64_t{index} * p.channels + first) * kTaps;
   for (int i = thread_index(); i < channels * kTaps; i += kThreads) {
     A whole = 0;
-    for (int r = 0; r < kTermRows; ++r) whole += shared.part[i % kTaps * shared.kPitch + r * kTermChannels + i / kTaps];
+    for (int r = 0; r < kTermRows; ++r) whole += shared.part[r][i];
     store(target + i, narrow<T>(whole));
   }
 }
