@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_no_worse_than, assert_within, max_error, to_numpy
+from helpers import assert_no_worse_than, max_error, to_numpy
 from strategies import needs_host
 from test_separable_pyramid_limits import FAR, spread
 from torch import Tensor
@@ -17,25 +17,24 @@ from training_depthwise_cases import (
     CASES,
     DTYPES,
     Case,
-    as_image,
     as_rows,
-    depthwise_sums,
-    each_row,
-    input_gradient,
+    assert_near,
+    check_gradient,
+    check_levels,
+    check_moments,
+    check_normalised,
     joined,
     merged,
+    ops,
     sum_eps,
-    weight_gradient,
 )
 
 from jpu_cuda import host
-from jpu_cuda.reference.loops import Bounded
 
 pytestmark = needs_host
 
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
-ops: Any = torch.ops.jpu_cuda
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,41 +42,11 @@ def _loaded() -> None:
     host.load()
 
 
-def assert_near(actual: Tensor, truth: Tensor, bound: Tensor) -> None:
-    """Asserts that each entry is within its bound, which higher orders and subnormal numbers widen."""
-    error = 1.01 * bound + torch.finfo(actual.dtype).smallest_normal
-    assert_within(actual, Bounded(to_numpy(truth), to_numpy(error)))
-
-
 def exact(truth: Tensor) -> np.ndarray:
     return to_numpy(truth).astype(np.longdouble)
 
 
 # --- moments --------------------------------------------------------------------------------------------
-
-
-def check_moments(case: Case, wanted: list[int] | None = None) -> None:
-    levels, depthwise, dilations = case.arguments()
-    wanted = [1] * len(dilations) if wanted is None else wanted
-    moments, counts = ops.training_moments(levels, depthwise, dilations, wanted)
-    parts = counts.shape[0]
-    assert moments.shape == (case.batch, parts, len(dilations), 2, case.total)
-    assert counts.dtype == torch.int32
-    u = joined(levels)
-    eps = sum_eps(case.dtype)
-    for d, dilation in enumerate(dilations):
-        if not wanted[d]:
-            assert not counts[:, d].any()
-            continue
-        assert int(counts[:, d].sum()) == case.pixels
-        z = as_rows(depthwise_sums(u, depthwise[d], dilation))
-        magnitude = as_rows(depthwise_sums(u.abs(), depthwise[d].abs(), dilation)).amax(0)
-        mean, variance, _ = merged(moments, counts, d)
-        # A z is off by 9 roundings; a mean by one for each value and each merge, which moves squares too.
-        off = (9 + 2 * case.pixels) * eps / 2 * magnitude
-        assert_near(mean, z.mean(0), off)
-        true = z.var(0, unbiased=False)
-        assert_near(variance, true, 4 * off * true.sqrt() + off**2 + (16 + 2 * case.pixels) * eps * true)
 
 
 @EVERY_DTYPE
@@ -160,21 +129,9 @@ def test_a_nan_or_infinity_reaches_the_statistics_of_its_channel_alone(dtype: to
 @EVERY_CASE
 def test_normalised_rows(name: str, dtype: torch.dtype) -> None:
     case = replace(CASES[name], dtype=dtype)
-    levels, depthwise, dilations = case.arguments()
-    branches = len(dilations)
-    statistics = case.of_sets(5, branches)
-    u = joined(levels)
-    for first, count in {(0, branches), (branches - 1, 1)}:
-        rows = ops.training_normalised(levels, depthwise, dilations, statistics, first, count)
-        assert (rows.shape, rows.dtype) == ((count, case.batch * case.pixels, case.total), dtype)
-        for g in range(count):
-            d = first + g
-            mean, inverse = (each_row(statistics[:, i, d].double(), case) for i in (0, 2))
-            z = as_rows(depthwise_sums(u, depthwise[d], dilations[d]))
-            magnitude = as_rows(depthwise_sums(u.abs(), depthwise[d].abs(), dilations[d])) + mean
-            truth = (z - mean) * inverse
-            bound = 12 * sum_eps(dtype) / 2 * magnitude * inverse + torch.finfo(dtype).eps / 2 * truth.abs()
-            assert_near(rows[g], truth, bound)
+    count = len(case.dilations)
+    for first, branches in {(0, count), (count - 1, 1)}:
+        check_normalised(case, first, branches)
 
 
 def test_the_mean_is_subtracted_first() -> None:
@@ -191,33 +148,6 @@ def test_the_mean_is_subtracted_first() -> None:
 
 
 # --- dz and the depthwise weights' gradient -----------------------------------------------------------
-
-
-def check_gradient(case: Case, first: int, count: int) -> None:
-    levels, depthwise, dilations = case.arguments()
-    coefficients, normalised, dh = case.of_sets(3, count), case.rows(count), case.rows(count, seed=300)
-    dz, rows_alone = dh.clone(), dh.clone()
-    (weights,) = ops.training_depthwise_gradient(
-        levels, depthwise, dilations, coefficients, normalised, dz, first, count, True
-    )
-    assert (weights.shape, weights.dtype) == ((count, case.total, 1, 3, 3), case.dtype)
-    assert (
-        ops.training_depthwise_gradient(
-            levels, depthwise, dilations, coefficients, normalised, rows_alone, first, count, False
-        )
-        == []
-    )
-    assert torch.equal(rows_alone, dz)  # one expression, whichever kernel
-    u, eps, own = joined(levels), sum_eps(case.dtype), torch.finfo(case.dtype).eps
-    for g in range(count):
-        k, a, b = (each_row(coefficients[:, i, g].double(), case) for i in range(3))
-        truth = k * dh[g].double() - a - b * normalised[g].double()
-        magnitude = k * dh[g].double().abs() + a + b * normalised[g].double().abs()
-        assert_near(dz[g], truth, 3 * eps / 2 * magnitude + own / 2 * truth.abs())
-        rounded, dilation = as_image(dz[g].double(), case), dilations[first + g]
-        steps = 16 + case.batch * case.pixels
-        true, magnitude = weight_gradient(u, rounded, dilation), weight_gradient(u.abs(), rounded.abs(), dilation)
-        assert_near(weights[g], true, steps * eps / 2 * magnitude + own / 2 * true.abs())
 
 
 @EVERY_DTYPE
@@ -248,23 +178,6 @@ def test_what_lies_beside_pixels_that_do_not_exist_does_not_count(dtype: torch.d
 
 
 # --- the levels' gradients ----------------------------------------------------------------------------
-
-
-def check_levels(case: Case, first: int, count: int, add: bool) -> None:
-    _, depthwise, dilations = case.arguments()
-    dz = case.rows(count, seed=400)
-    gradients = case.levels(seed=20)
-    before = joined(gradients) * add
-    ops.training_level_gradient(dz, depthwise, dilations, gradients, add, first, count)
-    truth, magnitude = before, before.abs()
-    for g in range(count):
-        weight, dilation = depthwise[first + g], dilations[first + g]
-        image = as_image(dz[g].double(), case)
-        truth = truth + input_gradient(image, weight, dilation)
-        magnitude = magnitude + input_gradient(image.abs(), weight.abs(), dilation)
-    steps = 9 + count + 1
-    bound = steps * sum_eps(case.dtype) / 2 * magnitude + torch.finfo(case.dtype).eps / 2 * truth.abs()
-    assert_near(torch.cat(gradients, 1), truth, bound)
 
 
 @pytest.mark.parametrize("add", [False, True], ids=["puts", "adds"])
