@@ -212,14 +212,17 @@ bool Shadow::check_cell(Cell& cell, const Event& access, const Declared* buffer)
   }
   if (!access.write && !cell.written) return unwritten_read(buffer);
   if (cell.block != block_ + 1) {
-    // Inputs are dealt with above, so what was only read is what an update began with.
-    const char* earlier = cell.write_clock != 0 ? "write" : cell.read_clock != 0 && access.write ? "read" : nullptr;
-    if (earlier != nullptr) {
-      return race(buffer, access, earlier, "block " + std::to_string(cell.block - 1), "and nothing orders blocks");
+    if (cell.write_clock != 0) {
+      return race(buffer, access, "write", "block " + std::to_string(cell.block - 1), "and nothing orders blocks");
     }
+    // Inputs are dealt with above, so what was only read is what an update begins with.
+    cell.read_by_others = cell.read_by_others || cell.read_clock != 0;
     cell.read_clock = 0;
     cell.many_readers = false;
     cell.block = block_ + 1;
+  }
+  if (access.write && cell.read_by_others) {
+    return race(buffer, access, "read", "another block", "and nothing orders blocks");
   }
   if (cell.write_clock != 0 && !order_.before(cell.writer, cell.write_clock, access.thread)) {
     return race(buffer, access, "write", cell.writer);

@@ -47,6 +47,10 @@ JPU_DEVICE void add_strip(const Patch<T, kPixels>& patch, const Shape& shape, in
   }
 }
 
+// Rows of a strip whose pixels a thread reads at a time: more would take more registers than there are.
+template <class T>
+constexpr int kRowsAtOnce = smaller(Strips<T>::kRows, 2);
+
 // With the weights' gradient. Terms have two levels, a tile's and all tiles'.
 template <class T>
 JPU_KERNEL(kThreads, 2)
@@ -73,27 +77,29 @@ training_depthwise_gradient(JPU_PARAMS TrainingParams t) {
     A terms[kTaps] = {};
     JPU_UNROLL for (int e = 0; e < S::kEach; ++e) {
       const int strip = S::number(e), rows = strips.rows[strip], columns = strips.columns[strip];
-      const int64_t pixel = strips.pixel[strip];
+      const int pixel = strips.pixel[strip];
       const auto offset = [&](int y, int x) {
-        return (pixel + (int64_t{y} * p.width + x) * branch.dilation) * p.channels;
+        return int64_t{pixel + (y * p.width + x) * branch.dilation} * p.channels;
       };
-      // All that memory has to answer first, then all that is written.
-      T values[S::kRows][kRun], others[S::kRows][kRun];
-      JPU_UNROLL for (int y = 0; y < S::kRows; ++y) {
-        JPU_UNROLL for (int x = 0; x < kRun; ++x) {
-          if (y >= rows || x >= columns) continue;
-          values[y][x] = gradient[offset(y, x)];
-          others[y][x] = load(normalised + offset(y, x));
-        }
-      }
       A dz[S::kRows][kRun];
-      JPU_UNROLL for (int y = 0; y < S::kRows; ++y) {
-        JPU_UNROLL for (int x = 0; x < kRun; ++x) {
-          dz[y][x] = 0;
-          if (y >= rows || x >= columns) continue;
-          const T rounded = narrow<T>(gradient_of<A>(coefficients, widen(values[y][x]), widen(others[y][x])));
-          store(gradient + offset(y, x), rounded);
-          dz[y][x] = widen(rounded);
+      JPU_UNROLL for (int half = 0; half < S::kRows; half += kRowsAtOnce<T>) {
+        // All that memory has to answer first, then all that is written.
+        T values[kRowsAtOnce<T>][kRun], others[kRowsAtOnce<T>][kRun];
+        JPU_UNROLL for (int i = 0; i < kRowsAtOnce<T>; ++i) {
+          JPU_UNROLL for (int x = 0; x < kRun; ++x) {
+            if (half + i >= rows || x >= columns) continue;
+            values[i][x] = gradient[offset(half + i, x)];
+            others[i][x] = load(normalised + offset(half + i, x));
+          }
+        }
+        JPU_UNROLL for (int i = 0; i < kRowsAtOnce<T>; ++i) {
+          JPU_UNROLL for (int x = 0; x < kRun; ++x) {
+            dz[half + i][x] = 0;
+            if (half + i >= rows || x >= columns) continue;
+            const T rounded = narrow<T>(gradient_of<A>(coefficients, widen(values[i][x]), widen(others[i][x])));
+            store(gradient + offset(half + i, x), rounded);
+            dz[half + i][x] = widen(rounded);
+          }
         }
       }
       add_strip<T>(patch, branch.tiling.shape, strips.window[strip], level.vectors, rows, columns, dz, terms);
@@ -120,8 +126,7 @@ constexpr int kTermRows = kThreads / kTermChannels;
 
 template <class A>
 struct TermsShared {
-  static constexpr int kPitch = kThreads + 4;  // keeps the taps of a channel in different banks
-  A part[kTaps * kPitch];
+  A part[kTermRows][kTermChannels * kTaps];  // in the order of the result
 };
 
 template <class T>
@@ -140,13 +145,13 @@ training_depthwise_terms(JPU_PARAMS TrainingParams t) {
     const A* terms = static_cast<const A*>(t.terms) + (t.first_term[index] + part) * kTaps * p.channels + first + own;
     JPU_UNROLL for (int i = 0; i < kTaps; ++i) sum[i] += load(terms + int64_t{i} * p.channels);
   }
-  JPU_UNROLL for (int i = 0; i < kTaps; ++i) shared.part[i * shared.kPitch + thread_index()] = sum[i];
+  JPU_UNROLL for (int i = 0; i < kTaps; ++i) shared.part[row][own * kTaps + i] = sum[i];
   block_barrier();
   const int channels = smaller(kTermChannels, p.channels - first);
   T* target = static_cast<T*>(t.weights) + (int64_t{index} * p.channels + first) * kTaps;
   for (int i = thread_index(); i < channels * kTaps; i += kThreads) {
     A whole = 0;
-    for (int r = 0; r < kTermRows; ++r) whole += shared.part[i % kTaps * shared.kPitch + r * kTermChannels + i / kTaps];
+    for (int r = 0; r < kTermRows; ++r) whole += shared.part[r][i];
     store(target + i, narrow<T>(whole));
   }
 }

@@ -11,6 +11,8 @@ namespace jpu::separable_pyramid {
 
 // Blocks that a launch should have: a few for each place that a large GPU has for one.
 constexpr int64_t kTrainingBlocks = 2048;
+// Tiles that a part has at least, if the image does: nothing hides the fetch of the first one.
+constexpr int kLeastTiles = 4;
 
 template <class T>
 void plan_levels(Params& p) {
@@ -38,7 +40,7 @@ int64_t plan_training(TrainingParams& t) {
     Branch& branch = p.branch[i];
     branch.tiling = choose_tiling<kPixels>(branch.dilation, p.height, p.width);
     branch.first_block = blocks;
-    t.parts[i] = static_cast<int32_t>(std::min(parts, branch.tiling.tiles()));
+    t.parts[i] = static_cast<int32_t>(std::min(parts, (branch.tiling.tiles() + kLeastTiles - 1) / kLeastTiles));
     t.most_parts = std::max(t.most_parts, t.parts[i]);
     t.first_term[i] = terms;
     blocks += t.parts[i];

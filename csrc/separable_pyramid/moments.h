@@ -1,5 +1,7 @@
 // Mean and squared differences of z, the depthwise sums, which are never rounded nor stored: a tile's of a thread by
-// two passes over them, then merged with those of the tiles before, and in the end with those of other threads.
+// two passes over them, then merged with those of the tiles before, and in the end with those of other threads. All of
+// it on differences from the first z that a thread sees, since a mean that is large beside the deviation would be
+// rounded with each merge; a part's is rounded once.
 #pragma once
 
 #include "common/moments.h"
@@ -9,7 +11,7 @@ namespace jpu::separable_pyramid {
 
 template <class T>
 struct MomentsShared {
-  enum { kCounts, kMeans, kSquares, kArrays };
+  enum { kCounts, kMeans, kSquares, kShifts, kArrays };
   WalkShared<T, kArrays> walk;
   int32_t pixels[Runs<T>::kStep];  // that threads of one channel have seen
 };
@@ -44,7 +46,8 @@ training_moments(JPU_PARAMS TrainingParams t) {
 
   A taps[kTaps] = {};
   if (exists) load_taps<T>(branch, level.first + work.chunk.channel + own, taps);
-  Moments<A> total = {0, 0, 0};
+  Moments<A> total = {0, 0, 0};  // of z − shift
+  A shift = 0;
   int32_t pixels = 0;
   auto& free = walk(p, work, shared.walk, [&](const Patch<T, kPixels>& patch, const S& strips) {
     constexpr int kStrip = S::kRows * kRun;
@@ -60,12 +63,17 @@ training_moments(JPU_PARAMS TrainingParams t) {
       }
       pixels += rows * columns;
     }
+    JPU_UNROLL for (int e = S::kEach - 1; e >= 0; --e) {
+      if (total.count == 0 && counts[e * kStrip]) shift = value[e * kStrip];
+    }
+    JPU_UNROLL for (int i = 0; i < S::kEach * kStrip; ++i) value[i] -= shift;
     total = merge(total, moments_of(value, counts));
   });
 
   free.part[Shared::kCounts][thread_index()] = total.count;
   free.part[Shared::kMeans][thread_index()] = total.mean;
   free.part[Shared::kSquares][thread_index()] = total.squares;
+  free.part[Shared::kShifts][thread_index()] = shift;
   if (own == 0) shared.pixels[Runs<T>::first()] = pixels;
   block_barrier();
   const int number = t.number[work.branch];
@@ -78,12 +86,14 @@ training_moments(JPU_PARAMS TrainingParams t) {
   total = {0, 0, 0};
   for (int group = 0; group < kGroups; ++group) {
     const int thread = group * kChannels + own;
-    total = merge(total, {free.part[Shared::kCounts][thread], free.part[Shared::kMeans][thread],
+    const A count = free.part[Shared::kCounts][thread], other = free.part[Shared::kShifts][thread];
+    if (count > 0 && total.count == 0) shift = other;
+    total = merge(total, {count, other - shift + free.part[Shared::kMeans][thread],
                           free.part[Shared::kSquares][thread]});
   }
   A* target = static_cast<A*>(t.moments) + level.first + work.chunk.channel + own +
               ((int64_t{work.image} * t.most_parts + work.part) * t.all_branches + number) * 2 * p.channels;
-  store(target, total.mean);
+  store(target, shift + total.mean);
   store(target + p.channels, total.squares);
 }
 

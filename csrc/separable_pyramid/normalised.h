@@ -11,7 +11,7 @@ JPU_DEVICE int64_t first_row(const Params& p, int branch, int image) {
 }
 
 template <class T>
-JPU_KERNEL(kThreads, sizeof(Accumulate<T>) == 8 ? 2 : 4)
+JPU_KERNEL(kThreads, sizeof(Accumulate<T>) == 8 ? 2 : 3)
 training_normalised(JPU_PARAMS TrainingParams t) {
   using A = Accumulate<T>;
   using S = Strips<T>;
@@ -43,11 +43,11 @@ training_normalised(JPU_PARAMS TrainingParams t) {
       convolve_strip(patch, branch.tiling.shape, strips.window[strip], level.vectors, taps, z);
       JPU_UNROLL for (int y = 0; y < S::kRows; ++y) {
         if (y >= rows) break;
-        T* row = target + (int64_t{pixel} + y * branch.dilation * p.width) * p.channels;
         JPU_UNROLL for (int x = 0; x < kRun; ++x) {
           if (x >= columns) break;
           // The mean first: its product with the inverse deviation may be far larger than what is left.
-          store(row + int64_t{x} * branch.dilation * p.channels, narrow<T>((z[y][x] - mean) * inverse_deviation));
+          const int at = pixel + (y * p.width + x) * branch.dilation;
+          store(target + int64_t{at} * p.channels, narrow<T>((z[y][x] - mean) * inverse_deviation));
         }
       }
     }

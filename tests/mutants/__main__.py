@@ -33,6 +33,7 @@ from . import (
     separable_pyramid,
     training_norms,
     training_rows,
+    training_depthwise,
     upsample_concat,
     upsample_fold,
 )
@@ -50,6 +51,7 @@ FAULTS = [
     *pyramid_matrix.FAULTS,
     *pyramid_policy.FAULTS,
     *training_norms.FAULTS,
+    *training_depthwise.FAULTS,
 ]
 LEAST_CAUGHT = 0.95
 TEST_FILES = (

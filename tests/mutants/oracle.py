@@ -27,6 +27,7 @@ from . import (
     matrix_oracle,
     norm_relu_oracle,
     pyramid_oracle,
+    training_depthwise_oracle,
     training_norms_oracle,
     training_rows_oracle,
 )
@@ -432,6 +433,7 @@ CHECKS.update(training_rows_oracle.CHECKS)
 CHECKS.update(pyramid_oracle.CHECKS)
 CHECKS.update(matrix_oracle.CHECKS)
 CHECKS.update(training_norms_oracle.CHECKS)
+CHECKS.update(training_depthwise_oracle.CHECKS)
 
 
 def main(arguments: list[str] | None = None) -> int:
