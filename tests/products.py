@@ -114,8 +114,8 @@ def check_tile(values: np.ndarray, found: Tensor) -> None:
 
     With u half an ulp of the sums' type, and B the largest of the values: a thread's mean is off by no more than
     (pixels + 1) u·B; each of the merges adds a rounding, u·B, and two of the other part's distance by its share, where
-    shares sum up to no more than 1 + ln(128). So E bounds a mean's error, and that of a distance of means by 2·E, which
-    changes the sum of squares by 4·E·√(n·M2) + 4·n·E² at most (Cauchy and Schwarz); the rest is that sum's own rounding.
+    shares sum up to no more than 1 + ln(128). So E bounds a mean's error, and 2·E that of a distance of means. Hence
+    the sum of squares is off by 4·E·√(n·M2) + 4·n·E² at most (Cauchy and Schwarz), and by its own roundings.
     """
     mean, squares = found.double().numpy().transpose(1, 0, 2)
     if values.shape[-1] == 0:

@@ -207,7 +207,7 @@ def test_what_tensor_cores_do_not_take_is_done_by_multiply_adds() -> None:
 @EVERY_WAY
 @pytest.mark.parametrize("outputs", [64, 272])
 def test_whole_vectors_without_conflicts(outputs: int, policy: str, dtype: torch.dtype) -> None:
-    """q leaves 16 bytes at a time, moments by whole sectors, and no bank is asked twice at once for them."""
+    """Of q 16 bytes leave at a time, of moments whole sectors, and no bank is asked twice at once for them."""
     case = case_of(2, (32,), outputs, (17, 18), (1, 4), dtype, terms="images", policy=policy)
     launch = launches_of(case)[-1]
     counters = launch.counters

@@ -31,6 +31,7 @@ from . import (
     pyramid_operands,
     pyramid_policy,
     separable_pyramid,
+    training_products,
     upsample_concat,
     upsample_fold,
 )
@@ -46,6 +47,7 @@ FAULTS = [
     *pyramid_operands.FAULTS,
     *pyramid_matrix.FAULTS,
     *pyramid_policy.FAULTS,
+    *training_products.FAULTS,
 ]
 LEAST_CAUGHT = 0.95
 TEST_FILES = (
