@@ -1,6 +1,6 @@
 // The end of a block's work in training: moments of its results over its tile's pixels. Each thread has some pixels of
-// some outputs. Those threads that have the same outputs are a group each; the groups' moments meet in shared memory,
-// in the place of the operands, and are merged in the order of the groups.
+// some outputs; threads that have the same pixels are a group. The groups' moments meet in shared memory, in the place
+// of the operands, and are merged in the order of the groups.
 #pragma once
 
 #include "common/moments.h"
@@ -25,6 +25,7 @@ struct GroupMoments {
 // The shared memory of a kernel: what its main loop needs and, once that is over, moments.
 template <class Operands, class Groups, bool kMoments>
 union Memory {
+  static_assert(sizeof(Groups) <= sizeof(Operands), "or it would take more than inference does");
   Operands operands;
   Groups groups;
 };
