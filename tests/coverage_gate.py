@@ -32,6 +32,7 @@ TEST_FILES = (
     "test_separable_pyramid.py",
     "test_separable_pyramid_matrix.py",
     "test_training_depthwise.py",
+    "test_training_products.py",
     "test_upsample_concat_limits.py",
     "test_host_faults.py",
     "test_host_runtime.py",

@@ -28,7 +28,7 @@ extern "C" void jpu_tiling(int dilation, int height, int width, int (&result)[5]
 }
 """
 # The most threads whose moments are merged into a tile's, and the most pixels that one of them has.
-_GROUPS, _OWN, _PIXELS = 32, 8, 128
+_GROUPS, _OWN = 32, 8
 
 
 @cache
@@ -105,17 +105,18 @@ def check_moments(case: Pyramid, q: Tensor, moments: Tensor, counts: Tensor) -> 
         tile = tile_of_pixels(dilation, case.size).ravel()
         expected[:, d] = np.bincount(tile, minlength=max(tiles))
         for t in range(tiles[d]):
-            check_tile(values[:, d][..., tile == t], moments[:, t, d])
+            check_tile(values[:, d][..., tile == t], moments[:, t, d], dilation <= min(case.size))
     assert np.array_equal(counts.numpy(), expected), f"expected counts {expected}, got {counts}"
 
 
-def check_tile(values: np.ndarray, found: Tensor) -> None:
-    """Of values [N, O, pixels] and moments [N, 2, O].
+def check_tile(values: np.ndarray, found: Tensor, filled: bool) -> None:
+    """Of values [N, O, pixels] and moments [N, 2, O]. ``filled``: a tile's first pixel exists.
 
     With u half an ulp of the sums' type, and B the largest of the values: a thread's mean is off by no more than
-    (pixels + 1) u·B; each of the merges adds a rounding, u·B, and two of the other part's distance by its share, where
-    shares sum up to no more than 1 + ln(128). So E bounds a mean's error, and that of a distance of means by 2·E, which
-    changes the sum of squares by 4·E·√(n·M2) + 4·n·E² at most (Cauchy and Schwarz); the rest is that sum's own rounding.
+    (pixels + 1) u·B. The tile's is rounded, which may be u·B, after the sum of the threads' distances from the first
+    of them, u times the largest for each of as many steps. So E bounds a mean's error, and 2·E that of a distance of
+    means. Hence the sum of squares is off by 4·E·√(n·M2) + 4·n·E² at most (Cauchy and Schwarz), and by its own
+    roundings.
     """
     mean, squares = found.double().numpy().transpose(1, 0, 2)
     if values.shape[-1] == 0:
@@ -126,7 +127,8 @@ def check_tile(values: np.ndarray, found: Tensor) -> None:
     true_squares = ((values - true_mean[..., None]) ** 2).sum(axis=-1)
     u = torch.finfo(found.dtype).eps / 2
     largest, spread = np.abs(values).max(axis=-1), np.ptp(values, axis=-1)
-    error = 1.01 * u * ((_OWN + 1 + _GROUPS) * largest + 2 * (1 + np.log(_PIXELS)) * spread)
+    distance = spread if filled else spread + largest  # from 0
+    error = 1.01 * u * ((_OWN + 2) * largest + (_GROUPS + 4) * distance)
     within(mean, true_mean, error, "mean")
     bound = 4 * error * np.sqrt(count * true_squares) + 4 * count * error**2
     within(squares, true_squares, 1.01 * (bound + u * (_OWN + 8 + _GROUPS) * true_squares), "M2")

@@ -38,7 +38,7 @@ BARRIERS = {
     "upsample_concat": 4,
     "norm_relu": 2,
     "norm_statistics": 8,
-    "separable_pyramid": 27,
+    "separable_pyramid": 29,
 }
 
 

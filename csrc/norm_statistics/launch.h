@@ -81,7 +81,8 @@ void pointwise_gradient(PointwiseParams p, void* stream) {
   const int64_t sum_blocks = int64_t{p.branches} * p.sets * p.sum_tiles;
   const int64_t blocks = sum_blocks + int64_t{p.branches} * p.output_tiles * p.channel_tiles;
   p.sum_blocks = static_cast<uint32_t>(sum_blocks);  // launch() refuses what does not fit
-  launch("norm_statistics pointwise gradient", &norm_pointwise_gradient<T>, {blocks, kThreads}, p, stream, [&](auto declare) {
+  const Grid grid{blocks, kThreads};
+  launch("norm_statistics pointwise gradient", &norm_pointwise_gradient<T>, grid, p, stream, [&](auto declare) {
     const int64_t matrix = int64_t{p.outputs} * p.channels;
     declare(contiguous("products", p.products, sizeof(T), p.branches * p.sets * matrix, Access::kRead));
     for (int i = 0; i < p.branches; ++i) {

@@ -1,6 +1,6 @@
 // The end of a block's work in training: moments of its results over its tile's pixels. Each thread has some pixels of
-// some outputs. Those threads that have the same outputs are a group each; the groups' moments meet in shared memory,
-// in the place of the operands, and are merged in the order of the groups.
+// some outputs; threads that have the same pixels are a group. The groups' moments meet in shared memory, in the place
+// of the operands, and are merged in the order of the groups.
 #pragma once
 
 #include "common/moments.h"
@@ -25,6 +25,7 @@ struct GroupMoments {
 // The shared memory of a kernel: what its main loop needs and, once that is over, moments.
 template <class Operands, class Groups, bool kMoments>
 union Memory {
+  static_assert(sizeof(Groups) <= sizeof(Operands), "or it would take more than inference does");
   Operands operands;
   Groups groups;
 };
@@ -34,38 +35,59 @@ union Memory<Operands, Groups, false> {
 };
 
 // Of the results value(pixel, i), whose outputs are as many consecutive ones as a vector of sums has, from `column` of
-// the block on.
+// the block on. All of them together, since each is a chain of operations that wait for each other.
 template <class G, int Pixels, class F>
 JPU_DEVICE void put_moments(G& groups, int group, int column, const bool (&inside)[Pixels], F&& value) {
   using A = typename G::Sum;
-  Vector<A> mean, squares;
-  A count = 0;
-  JPU_UNROLL for (int i = 0; i < Vector<A>::kSize; ++i) {
-    A values[Pixels];
-    JPU_UNROLL for (int m = 0; m < Pixels; ++m) values[m] = value(m, i);
-    const Moments<A> of = moments_of(values, inside);
-    mean.at[i] = of.mean;
-    squares.at[i] = of.squares;
-    count = of.count;
+  constexpr int V = Vector<A>::kSize;
+  A count = 0, sum[V] = {};
+  JPU_UNROLL for (int m = 0; m < Pixels; ++m) {
+    if (!inside[m]) continue;
+    count += 1;
+    JPU_UNROLL for (int i = 0; i < V; ++i) sum[i] += value(m, i);
+  }
+  const A share = 1 / (count > 0 ? count : A(1));
+  Vector<A> mean, squares{};
+  JPU_UNROLL for (int i = 0; i < V; ++i) mean.at[i] = sum[i] * share;
+  JPU_UNROLL for (int m = 0; m < Pixels; ++m) {
+    if (!inside[m]) continue;
+    JPU_UNROLL for (int i = 0; i < V; ++i) {
+      const A distance = value(m, i) - mean.at[i];
+      squares.at[i] = multiply_add(distance, distance, squares.at[i]);
+    }
   }
   store_vector(&groups.mean[group * G::kPitch + column], mean);
   store_vector(&groups.squares[group * G::kPitch + column], squares);
   if (column == 0) store(&groups.count[group], count);
 }
 
+// A group without pixels adds nothing. Means are summed as distances from the first one, whose rounding is that of the
+// spread. No pair of groups is merged, as common/moments.h does it, since each would take a division.
+template <class G>
+JPU_DEVICE Moments<typename G::Sum> merge_groups(const G& groups, int column) {
+  using A = typename G::Sum;
+  const A first = groups.mean[column];
+  A count = 0, sum = 0, squares = 0;
+  JPU_UNROLL_BY(16) for (int g = 0; g < G::kGroups; ++g) {
+    count += groups.count[g];
+    sum = multiply_add(groups.count[g], groups.mean[g * G::kPitch + column] - first, sum);
+  }
+  const A mean = multiply_add(sum, 1 / (count > 0 ? count : A(1)), first);
+  JPU_UNROLL_BY(16) for (int g = 0; g < G::kGroups; ++g) {
+    const A distance = groups.mean[g * G::kPitch + column] - mean;
+    squares += multiply_add(groups.count[g] * distance, distance, groups.squares[g * G::kPitch + column]);
+  }
+  return {count, mean, squares};
+}
+
 // A thread has an output. The first image's counts are all images'; a tile's block also says of which parts there are
 // none, those that follow by whole numbers of tiles.
 template <class G>
-JPU_DEVICE void merge_groups(const Params& p, int index, int image, int first_output, int32_t tile, const G& groups) {
+JPU_DEVICE void store_moments(const Params& p, int index, int image, int first_output, int32_t tile, const G& groups) {
   using A = typename G::Sum;
   const int column = thread_index(), output = first_output + column;
   if (column >= G::kColumns || output >= p.outputs) return;
-  const auto moments = [&](int group) {
-    const int place = group * G::kPitch + column;
-    return Moments<A>{groups.count[group], groups.mean[place], groups.squares[place]};
-  };
-  Moments<A> all = moments(0);
-  JPU_UNROLL_BY(4) for (int g = 1; g < G::kGroups; ++g) all = merge(all, moments(g));
+  const Moments<A> all = merge_groups(groups, column);
   const TileMoments& t = p.tile_moments;
   const int64_t part = (image * t.parts + tile) * p.branches + index;
   A* target = static_cast<A*>(t.moments) + part * 2 * p.outputs + output;
@@ -86,7 +108,7 @@ JPU_DEVICE void write_moments(const Params& p, int index, int image, int first_o
   block_barrier();  // nothing reads the operands any more, nor the tile
   put();
   block_barrier();  // all groups are there
-  merge_groups(p, index, image, first_output, part, groups);
+  store_moments(p, index, image, first_output, part, groups);
 }
 
 }  // namespace jpu::separable_pyramid

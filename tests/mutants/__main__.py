@@ -31,9 +31,10 @@ from . import (
     pyramid_operands,
     pyramid_policy,
     separable_pyramid,
-    training_norms,
-    training_rows,
     training_depthwise,
+    training_norms,
+    training_products,
+    training_rows,
     upsample_concat,
     upsample_fold,
 )
@@ -52,6 +53,7 @@ FAULTS = [
     *pyramid_policy.FAULTS,
     *training_norms.FAULTS,
     *training_depthwise.FAULTS,
+    *training_products.FAULTS,
 ]
 LEAST_CAUGHT = 0.95
 TEST_FILES = (

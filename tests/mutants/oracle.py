@@ -29,6 +29,7 @@ from . import (
     pyramid_oracle,
     training_depthwise_oracle,
     training_norms_oracle,
+    training_products_oracle,
     training_rows_oracle,
 )
 
@@ -434,6 +435,7 @@ CHECKS.update(pyramid_oracle.CHECKS)
 CHECKS.update(matrix_oracle.CHECKS)
 CHECKS.update(training_norms_oracle.CHECKS)
 CHECKS.update(training_depthwise_oracle.CHECKS)
+CHECKS.update(training_products_oracle.CHECKS)
 
 
 def main(arguments: list[str] | None = None) -> int:
