@@ -56,7 +56,7 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
         stages = "PyTorch convolves in the stages, and one launch does all their norms and ReLUs"
         kernels = True
     try:
-        branches = [pyramid.fused_branches([features] * pyramid.num_levels) for pyramid in pyramids]
+        branches = [pyramid.fused_branches(features, levels[0].shape) for pyramid in pyramids]
     except Unfit as why_not:
         answer = replace(answer, policy="torch")
         served = [f"PyTorch serves the branches ({why_not})"]

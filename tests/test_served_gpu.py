@@ -214,7 +214,7 @@ def test_the_branches_ask_for_no_memory_but_what_the_launches_write() -> None:
     module = module_of("JPU")
     features = [module.stage(i)(x).detach() for i, x in enumerate(levels_of())]
     with torch.no_grad():
-        branches = module.fused_branches(features[0])
+        branches = module.fused_branches(features[0], features[0].shape)
         out = module._fused(features, branches)
         asked = requested_bytes(lambda: module._fused(features, branches))
     resized, terms = 2 * features[0].nbytes, 2 * sum(mean.nbytes for mean in branches.mean)

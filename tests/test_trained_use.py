@@ -261,7 +261,10 @@ def test_explain_says_how_training_is_served() -> None:
         with torch.no_grad():
             calibrating = explain(jpu, *levels)
             fixed = explain(jpu.eval(), *levels)
-    for answer in (training, calibrating):
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = explain(jpu.train(), *levels)
+    assert "torch.bfloat16" in cast.reason
+    for answer in (training, calibrating, cast):
         assert (answer.backend, answer.policy) == ("host", "fma")
         assert "one launch resizes, then the statistics of norms, all branches in one launch" in answer.reason
     assert "one launch resizes and folds the norms, then all branches in one launch" in fixed.reason

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from helpers import assert_no_worse_than, max_error, to_numpy
 from hypothesis import strategies as st
 from pyramids import DTYPES
@@ -15,6 +16,7 @@ from torch import Tensor
 from jpu_cuda import host
 from jpu_cuda.ops._library import sum_dtype
 from jpu_cuda.reference.trained_pyramid import trained_pyramid as reference
+from jpu_cuda.reference.upsample_concat import upsample_concat
 
 KINDS = ("batch", "fixed", "mixed", "group")
 
@@ -166,10 +168,12 @@ def names_of(case: Trained) -> list[str]:
     return ["output", *names, *["depthwise"] * count, *["pointwise"] * count, *[n for n in norms for _ in range(count)]]
 
 
-def check_no_worse(case: Trained, draws: int = 6) -> None:
+def check_no_worse(case: Trained, draws: int = 16) -> None:
     """Holds the output and all gradients to 1.25 times PyTorch's own error in the same dtype, over several draws.
 
-    The gradient is 0 where the output is near 0: there rounding would decide what passes the ReLU.
+    The gradient is 0 where the output is near 0: there rounding would decide what passes the ReLU. In float32, what is
+    made of the products dqᵀ·ẑ is held to a derived bound: a CPU adds these up one by one in float32, and PyTorch's
+    norms have sums of float64 there (of float32 on a GPU).
     """
     truths: list[list[Tensor]] = []
     errors: dict[str, list[float]] = {}
@@ -186,22 +190,68 @@ def check_no_worse(case: Trained, draws: int = 6) -> None:
         if seed == 0:
             first = arguments, gradient
     found = differentiated(case, *first, kernels=True)
+    bounds = product_bounds(case, *first) if case.dtype == torch.float32 else {}
     for name, right, ours in zip(names_of(case), truths[0], found, strict=True):
+        if name in bounds:
+            assert ((ours.double() - right).abs() <= next(bounds[name])).all(), name
+            continue
         try:
             assert_no_worse_than(ours, to_numpy(right), errors[name])
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
 
 
+def product_bounds(case: Trained, arguments: Sequence[Any], gradient: Tensor) -> dict[str, Iterator[Tensor]]:
+    """How far the gradients of pointwise weights, and of the norms' weights before them, may be off by rounding alone.
+
+    They are A·γ + S·βᵀ and Σ_o P·A with A = Σ_p dq·ẑ and S = Σ_p dq: sums of as many terms as there are pixels, and
+    outputs, each of which has some roundings of its own: of z (9), ẑ (3), q (a sum over channels), and those of the
+    statistics, which are sums over pixels too, and of the last norm (8). What rounds z is relative to its mean too.
+    """
+    levels, align_corners, reverse, depthwise, pointwise, dilations, weight, bias, mean, var, eps, groups = changed(
+        arguments, lambda x: x.double()
+    )
+    count, pixels = len(dilations), case.batch * case.sizes[0][0] * case.sizes[0][1]
+    u = upsample_concat(levels, align_corners, reverse)
+    steps = 2 * pixels + case.outputs + u.shape[1] + 32
+    weights, products = [], []
+    for i, dilation in enumerate(dilations):
+        z = F.conv2d(u, depthwise[i], padding=dilation, dilation=dilation, groups=u.shape[1])
+        norm = None if weight[i] is None else torch.ones_like(weight[i])
+        plain = F.group_norm(z, groups[0]) if groups[0] else F.batch_norm(z, mean[i], var[i], training=mean[i] is None)
+        scale = (plain.amax((2, 3)) - plain.amin((2, 3))) / (z.amax((2, 3)) - z.amin((2, 3))).clamp_min(1e-300)
+        magnitude = plain.abs() + (z.abs().amax((2, 3)) * scale)[..., None, None]
+        h = plain if norm is None else plain * weight[i][:, None, None] + bias[i][:, None, None]
+        q = F.conv2d(h, pointwise[i]).requires_grad_()
+        j = count + i
+        y = (
+            F.group_norm(q, groups[1], weight[j], bias[j], eps[j])
+            if groups[1]
+            else F.batch_norm(q, mean[j], var[j], weight[j], bias[j], training=mean[j] is None, eps=eps[j])
+        )
+        passed = gradient[:, i * case.outputs : (i + 1) * case.outputs].double()
+        (dq,) = torch.autograd.grad(y.relu(), q, passed)
+        # dq has its own roundings beside those of its terms: of g, and of the bracket that g exceeds by no more.
+        size = dq.abs() + dq.abs().amax((0, 2, 3), keepdim=True)
+        dh = F.conv_transpose2d(size, pointwise[i].abs())
+        rounding = steps * torch.finfo(torch.float32).eps / 2
+        weights.append(rounding * (dh * magnitude).sum((0, 2, 3)))
+        terms = magnitude if norm is None else magnitude * weight[i].abs()[:, None, None] + bias[i].abs()[:, None, None]
+        products.append(rounding * torch.einsum("nohw,nchw->oc", size, terms)[..., None, None])
+    return {"weight": iter(weights), "pointwise": iter(products)}
+
+
 @st.composite
-def cases(draw: Any, dtypes: Sequence[torch.dtype] = DTYPES) -> Trained:
+def cases(draw: Any, dtypes: Sequence[torch.dtype] = DTYPES, least: int = 1) -> Trained:
+    """Whatever fits; ``least``: pixels a side of the first level, and images, at least."""
     count = draw(st.integers(1, 3))
     groups = draw(st.sampled_from([(1, 1), (2, 4), (4, 2)]))
     channels = tuple(4 * draw(st.integers(1, 6)) for _ in range(count))
     side = st.integers(1, 9)
-    sizes = ((draw(st.integers(2, 9)), draw(st.integers(2, 9))), *((draw(side), draw(side)) for _ in range(count - 1)))
+    first = st.integers(max(least, 2), 9)
+    sizes = ((draw(first), draw(first)), *((draw(side), draw(side)) for _ in range(count - 1)))
     return Trained(
-        draw(st.integers(1, 3)),
+        draw(st.integers(min(least, 2), 3)),
         channels,
         4 * draw(st.integers(1, 6)),
         sizes,

@@ -102,7 +102,7 @@ class JointPyramid(nn.Module):
         features = self._features(levels)
         if choose(features[0]).backend != "reference":
             try:
-                return self._fused(features, self.fused_branches(features))
+                return self._fused(features, self.fused_branches(features[0], features[0].shape))
             except Unfit:
                 pass
         u = self._upsample_concat(features)
@@ -132,19 +132,23 @@ class JointPyramid(nn.Module):
         named = [(self.layout.stage(i), self.stage(i)) for i in range(self.num_levels)]
         return stages.read(named, self.proven, levels, as_convolved(levels[0]))
 
-    def fused_branches(self, features: Sequence[Tensor]) -> branches.Branches:
-        """What :meth:`pyramid` gives the kernels for everything after the stages, whose results are ``features``.
+    def fused_branches(self, like: Tensor, shape: Sequence[int]) -> branches.Branches:
+        """What :meth:`pyramid` gives the kernels for everything after the stages.
+
+        Args:
+            like: a tensor with the device and dtype of the stages' results.
+            shape: [N, _, H, W] of the first of them.
 
         Raises:
             Unfit: PyTorch runs the branches instead.
         """
         named = [(self.layout.branch(i), self.branch(i)) for i in range(self.num_branches)]
-        found = branches.read(named, self.proven, features[0])  # first, since its reasons name a part
+        found = branches.read(named, self.proven, like)  # first, since its reasons name a part
         if forward_ad._current_level >= 0:
             raise Unfit("forward-mode derivatives are PyTorch's")
         if (reason := why_not(self.num_levels, found.dilations)) is not None:
             raise Unfit(reason)
-        branches.check_counts(found, features[0].shape)
+        branches.check_counts(found, shape)
         return found
 
     def _fused(self, features: list[Tensor], fused: branches.Branches) -> Tensor:

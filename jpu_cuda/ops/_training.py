@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._library import suggests_channels_last
+from ._library import suggests_channels_last, sum_dtype
 
 
 class Norms(NamedTuple):
@@ -91,7 +91,7 @@ def forward(
     """The output and what the gradient needs: q, and the statistics of z and of q, as training_statistics has them."""
     ops = torch.ops.jpu_cuda
     u = resized(levels, align_corners, reverse)
-    moments, counts = u[0].new_empty(0), u[0].new_empty(0)
+    moments = counts = u[0].new_empty(0, dtype=sum_dtype(u[0].dtype))
     if any(inner.of_batch):
         moments, counts = ops.training_moments(u, depthwise, dilations, inner.of_batch)
     inner_statistics = ops.training_statistics(moments, counts, *inner)
