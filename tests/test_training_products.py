@@ -54,6 +54,7 @@ CASES = {
     "wide": case_of(1, (8,), 8, (4, 66), (1, 2)),
     "tall": case_of(1, (8,), 8, (66, 4), (1, 2)),
     "many chunks": case_of(1, (72, 72), 8, (5, 9), (2,)),
+    "packed classes side by side": case_of(1, (8,), 8, (9, 34), (3, 4)),
     "one pixel": case_of(2, (3,), 2, (1, 1), (1, 5)),
     "eight levels, one without channels": case_of(1, (3, 1, 0, 2, 8, 1, 1, 5), 6, (5, 7), (1,)),
 }
