@@ -191,15 +191,15 @@ def test_gradient_of_the_levels(name: str, dtype: torch.dtype, add: bool) -> Non
         check_levels(case, 1, 1, add)
 
 
-@pytest.mark.parametrize("absent", [(0,), (2,), (1, 2), (0, 1), (1,)], ids=str)
+@pytest.mark.parametrize("absent", [(0,), (2,), (1, 2), (0, 1), (1,), (0, 2)], ids=str)
 @pytest.mark.parametrize("channels", [(8, 16, 24), (3, 8, 5)], ids=str)
 def test_levels_without_a_gradient_are_left_out(absent: tuple[int, ...], channels: tuple[int, ...]) -> None:
     case = Case(2, channels, (6, 5), (1, 2))
     dz, weights = case.rows(2), (case.depthwise(), list(case.dilations))
     every = case.levels()
-    ops.training_level_gradient(dz, *weights, every, False, 0, 2)
+    ops.training_level_gradient(dz, *weights, every, channels, False, 0, 2)
     some: list[Tensor | None] = [None if i in absent else x for i, x in enumerate(case.levels(seed=20))]
-    ops.training_level_gradient(dz, *weights, some, False, 0, 2)
+    ops.training_level_gradient(dz, *weights, some, channels, False, 0, 2)
     for got, expected in zip(some, every, strict=True):
         assert got is None or torch.equal(got, expected)
 
@@ -216,7 +216,7 @@ def results(case: Case) -> list[Tensor]:
     dz, rows, levels = case.rows(count), case.rows(count), case.levels(seed=20)
     (weights,) = ops.training_depthwise_gradient(*arguments, case.of_sets(3, count), normalised, dz, 0, count, True)
     ops.training_depthwise_gradient(*arguments, case.of_sets(3, count), normalised, rows, 0, count, False)
-    ops.training_level_gradient(dz, *arguments[1:], levels, True, 0, count)
+    ops.training_level_gradient(dz, *arguments[1:], levels, case.channels, True, 0, count)
     return [*parts, counts, normalised, dz, weights, rows, *levels]
 
 
@@ -306,7 +306,7 @@ def call(name: str, **changes: Any) -> Callable[[], Any]:
             "normalised": given | {"statistics": _CASE.of_sets(5, 2)} | group,
             "depthwise_gradient": given | {"coefficients": _CASE.of_sets(3, 2)} | rows | group | {"weights": True},
             "level_gradient": {"dz": _CASE.rows(2), "depthwise": depthwise, "dilations": dilations}
-            | {"gradients": levels, "add": False}
+            | {"gradients": levels, "channels": [8, 5], "add": False}
             | group,
         }[name]
         changed = {key: change(of[key]) if callable(change) else change for key, change in changes.items()}
@@ -348,13 +348,14 @@ REFUSALS = [
     (call("level_gradient", dz=lambda x: x.double()), "gradients: expected dtype Double, got Float"),
     (call("level_gradient", gradients=[]), "gradients: expected 1 to 8, got 0"),
     (call("level_gradient", gradients=[None, None]), "gradients: expected at least one, got none"),
-    (call("level_gradient", gradients=lambda x: x[:1]), "gradients: expected 13 channels of all levels, got 8"),
+    (call("level_gradient", gradients=lambda x: x[:1]), "channels: expected a number for each gradient, 1, got 2"),
+    (call("level_gradient", channels=[8, 6]), r"gradients\[1\]: expected shape \[2, 6, "),
     (
-        call("level_gradient", gradients=lambda x: [*x, x[0], None]),
-        "gradients: expected 13 channels of all lev.* got 21",
+        call("level_gradient", gradients=lambda x: [x[0], None], channels=[8, 6]),
+        "channels: expected 13 of all levels, got 14",
     ),
-    (call("level_gradient", gradients=lambda x: [None, x[1], None]), "those that are absent side by side, got 2 gaps"),
-    (call("level_gradient", gradients=lambda x: [x[0], x[1][..., 1:]]), r"gradients\[1\]: expected the others' size"),
+    (call("level_gradient", gradients=lambda x: [x[0], None], channels=[8, -1]), r"channels\[1\]: expected 0 to"),
+    (call("level_gradient", gradients=lambda x: [x[0], x[1][..., 1:]]), r"gradients\[1\]: expected shape"),
     (call("level_gradient", gradients=lambda x: [x[0], x[1].double()]), r"gradients\[1\]: expected dtype Float"),
     (call("level_gradient", branches=3), "branches: expected some of 2, got 3 from 0"),
 ]

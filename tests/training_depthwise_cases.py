@@ -202,7 +202,7 @@ def check_levels(case: Case, first: int, count: int, add: bool) -> None:
     dz = case.rows(count, seed=400)
     gradients = case.levels(seed=20)
     before = joined(gradients) * add
-    ops.training_level_gradient(dz, depthwise, dilations, gradients, add, first, count)
+    ops.training_level_gradient(dz, depthwise, dilations, gradients, case.channels, add, first, count)
     truth, magnitude = before, before.abs()
     for g in range(count):
         weight, dilation = depthwise[first + g], dilations[first + g]

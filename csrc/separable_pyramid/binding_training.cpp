@@ -185,55 +185,50 @@ Tensors training_depthwise_gradient(Tensors levels, Tensors depthwise, std::vect
   return results;
 }
 
-// Levels without a gradient are left out of the list, so how many channels they have follows only if they are side by
-// side.
-void describe_gradients(GradientParams& g, const Optionals& gradients, const Tensor& like, int64_t channels) {
+// `channels`: of each level, whether it has a gradient or not.
+void describe_gradients(GradientParams& g, const Optionals& gradients, const std::vector<int64_t>& channels,
+                        const Tensor& dz) {
   STD_TORCH_CHECK(!gradients.empty() && gradients.size() <= kMaxLevels, "gradients: expected 1 to ", kMaxLevels,
                   ", got ", gradients.size());
+  STD_TORCH_CHECK(channels.size() == gradients.size(), "channels: expected a number for each gradient, ",
+                  gradients.size(), ", got ", channels.size());
   const Tensor* image = nullptr;
-  int64_t present = 0;
-  size_t gaps = 0;
+  int64_t total = 0;
   for (size_t i = 0; i < gradients.size(); ++i) {
-    if (!gradients[i].has_value()) {
-      gaps += i == 0 || gradients[i - 1].has_value();
-      continue;
-    }
+    const int64_t own = channels[i];
+    STD_TORCH_CHECK(own >= 0 && own <= kMaxChannels - total, indexed("channels", i), ": expected 0 to ",
+                    kMaxChannels - total, ", got ", own);
+    total += own;
+    if (!gradients[i].has_value()) continue;
     if (image == nullptr) image = &*gradients[i];
     check_image(*gradients[i], *image, "gradients", i);
-    STD_TORCH_CHECK(gradients[i]->size(2) == image->size(2) && gradients[i]->size(3) == image->size(3),
-                    indexed("gradients", i), ": expected the others' size, ", text_of(shape_of(*image)), ", got ",
-                    text_of(shape_of(*gradients[i])));
-    present += gradients[i]->size(1);
+    check_shape(*gradients[i], {image->size(0), own, image->size(2), image->size(3)}, indexed("gradients", i));
   }
   STD_TORCH_CHECK(image != nullptr, "gradients: expected at least one, got none");
-  STD_TORCH_CHECK(gaps <= 1, "gradients: expected those that are absent side by side, got ", gaps, " gaps");
-  STD_TORCH_CHECK(gaps == 0 ? present == channels : present <= channels, "gradients: expected ", channels,
-                  " channels of all levels, got ", present);
-  check_like(*image, like, "gradients", like.scalar_type(), "dz");
+  STD_TORCH_CHECK(total == dz.size(2), "channels: expected ", dz.size(2), " of all levels, got ", total);
+  check_like(*image, dz, "gradients", dz.scalar_type(), "dz");
   Params& p = g.forward;
-  describe_images(p, shape_of(*image), channels, "gradients");
+  describe_images(p, shape_of(*image), total, "gradients");
   int64_t first = 0;
   for (size_t i = 0; i < gradients.size(); ++i) {
-    const bool exists = gradients[i].has_value(), second = !exists && i > 0 && !gradients[i - 1].has_value();
-    const int64_t own = exists ? gradients[i]->size(1) : second ? 0 : channels - present;
-    if (own == 0) continue;
-    if (exists) {
+    if (channels[i] == 0) continue;
+    if (gradients[i].has_value()) {
       g.level[p.levels].data = gradients[i]->data_ptr();
       g.level[p.levels].stride = strides_of(*gradients[i]);
     }
-    add_level(p, gradients[i], own, first);
-    first += own;
+    add_level(p, gradients[i], channels[i], first);
+    first += channels[i];
   }
 }
 
 void training_level_gradient(Tensor dz, Tensors depthwise, std::vector<int64_t> dilations, Optionals gradients,
-                             bool add, int64_t first, int64_t branches) {
+                             std::vector<int64_t> channels_of_levels, bool add, int64_t first, int64_t branches) {
   check_branches(depthwise, dilations);
   check_group(first, branches, dilations.size());
   STD_TORCH_CHECK(dz.dim() == 3, "dz: expected 3 dimensions [branches, N * H * W, C], got ", dz.dim());
   GradientParams g{};
   Params& p = g.forward;
-  describe_gradients(g, gradients, dz, dz.size(2));
+  describe_gradients(g, gradients, channels_of_levels, dz);
   for (int64_t i = first; i < first + branches; ++i) add_branch(p, depthwise, dilations, static_cast<size_t>(i), dz);
   check_contiguous(dz, shape_of_rows(p), "dz");
   const int64_t channels = p.channels, pixels = int64_t{p.height} * p.width;

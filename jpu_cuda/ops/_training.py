@@ -237,7 +237,8 @@ def _group(x: _Inputs, dq: Tensor, images: list[Tensor | None], first: int) -> _
         )
         dw = found[0] if needed.depthwise else None
         if any(image is not None for image in images):
-            ops.training_level_gradient(dz, x.depthwise, x.dilations, images, first > 0, first, count)
+            widths = [level.shape[1] for level in x.u]
+            ops.training_level_gradient(dz, x.depthwise, x.dilations, images, widths, first > 0, first, count)
     return _Group(dw, dp[..., None, None] if dp is not None and needed.pointwise else None, norms)
 
 

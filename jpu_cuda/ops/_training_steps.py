@@ -74,8 +74,8 @@ define(
 )
 
 # Adds to the gradients of the levels, or puts there, what dz of some branches amounts to. `gradients` has an entry for
-# each level, channels_last, None where none is wanted.
+# each level, channels_last, None where none is wanted; `channels` are those of each.
 define(
-    f"training_level_gradient(Tensor dz, Tensor[] depthwise, int[] dilations, Tensor(a!)?[] gradients, bool add, "
-    f"{_GROUP}) -> ()"
+    "training_level_gradient(Tensor dz, Tensor[] depthwise, int[] dilations, Tensor(a!)?[] gradients, "
+    f"int[] channels, bool add, {_GROUP}) -> ()"
 )

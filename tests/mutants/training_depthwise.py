@@ -322,9 +322,9 @@ _PLAN = [
     _changed(
         "binding-absent-levels-last",
         _BINDING,
-        "second ? 0 : channels - present",
-        "0",
-        "Levels without a gradient have no channels.",
+        "    first += channels[i];\n",
+        "    if (gradients[i].has_value()) first += channels[i];\n",
+        "Levels without a gradient take no place among the channels.",
     ),
     _changed(
         "binding-any-coefficients",
@@ -341,11 +341,11 @@ _PLAN = [
         "A gradient of another dtype is overwritten as if it were of the levels'.",
     ),
     _changed(
-        "binding-gaps",
+        "binding-other-channels",
         _BINDING,
-        "gaps <= 1",
+        "total == dz.size(2)",
         "true",
-        "Levels without a gradient here and there are all taken for the first of them.",
+        "Gradients of other channels than dz has are taken for its.",
     ),
 ]
 

@@ -104,10 +104,10 @@ def depthwise_absent_levels_are_left_out() -> None:
     case = Case(2, (8, 16, 8), (4, 5), (1, 2))
     dz, weights = case.rows(2), (case.depthwise(), list(case.dilations))
     every = case.levels()
-    ops.training_level_gradient(dz, *weights, every, False, 0, 2)
-    for absent in ((0,), (1, 2), (1,)):
+    ops.training_level_gradient(dz, *weights, every, case.channels, False, 0, 2)
+    for absent in ((0,), (1, 2), (1,), (0, 2)):
         some = [None if i in absent else x for i, x in enumerate(case.levels(seed=20))]
-        ops.training_level_gradient(dz, *weights, some, False, 0, 2)
+        ops.training_level_gradient(dz, *weights, some, case.channels, False, 0, 2)
         for got, expected in zip(some, every, strict=True):
             assert got is None or torch.equal(got, expected), f"expected the same without {absent}"
 
@@ -152,8 +152,8 @@ def depthwise_arguments_that_do_not_fit_are_refused() -> None:
                 lambda: ops.training_depthwise_gradient(*given, coefficients, rows, rows.double(), 0, 2, True),
             ),
             (
-                "absent side by side, got 2 gaps",
-                lambda: ops.training_level_gradient(rows, depthwise, dilations, several, False, 0, 2),
+                "channels: expected 17 of all levels, got 18",
+                lambda: ops.training_level_gradient(rows, depthwise, dilations, several, (9, 5, 4), False, 0, 2),
             ),
             ("wanted: expected at least one", lambda: ops.training_moments(*given, [0, 0])),
         ]
