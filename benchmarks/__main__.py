@@ -21,6 +21,7 @@ from . import (
     inference_report,
     report,
     results,
+    session,
     table2,
     workloads,
 )
@@ -102,7 +103,7 @@ def _inference(options: argparse.Namespace) -> int:
         path = options.chart or options.output.with_suffix(".png")
         inference_chart.draw(outcome.rows, path)
         console.print(f"rows: {options.output}\nchart: {path}", highlight=False, markup=False, soft_wrap=True)
-    inference.summary(outcome.skipped, print)
+    session.summary(outcome.skipped, print)
     _show_failures(outcome)
     return outcome.code
 
