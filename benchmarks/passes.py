@@ -41,7 +41,8 @@ class Pass:
         call: Callable[..., Any] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        self._model, self._call, self._inputs, self._gradient = model, call or model, inputs, gradient
+        self._model, self._call = model, model if call is None else call  # whose length would be asked for
+        self._inputs, self._gradient = inputs, gradient
         self._autocast, self._optimizer = autocast, optimizer
         self._leaves = [x for x in (*inputs, *model.parameters()) if x.requires_grad]
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
