@@ -98,7 +98,7 @@ class SavedMemory:
     def _note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self._found[StorageWeakRef(storage)] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself it would be part of a cycle, and never freed
 
     def mib(self) -> float:
         """Of all but the inputs."""
