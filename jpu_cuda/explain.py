@@ -23,10 +23,10 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
 
     Returns:
         An object with ``backend``, ``policy`` and ``reason``, whose ``str()`` is a sentence. A backend other
-        than the reference serves all that follows the stages in two launches; or, where the branches are more than
-        their convolutions and norms of fixed statistics, the upsample-concat alone. Of the stages, whose convolutions
-        are PyTorch's, it serves all norms and ReLUs in one launch, where nothing needs a gradient and norms are fixed.
-        The reason says which and why.
+        than the reference serves all that follows the stages: in two launches where statistics are fixed and nothing
+        needs a gradient, else in a few more; or, where the branches are more than their convolutions and norms, the
+        upsample-concat alone. Of the stages, whose convolutions are PyTorch's, it serves all norms and ReLUs in one
+        launch, where nothing needs a gradient and norms are fixed. The reason says which and why.
 
     Raises:
         TypeError: not a JPU of this package.
@@ -56,7 +56,7 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
         stages = "PyTorch convolves in the stages, and one launch does all their norms and ReLUs"
         kernels = True
     try:
-        branches = [pyramid.fused_branches(features) for pyramid in pyramids]
+        branches = [pyramid.fused_branches([features] * pyramid.num_levels) for pyramid in pyramids]
     except Unfit as why_not:
         answer = replace(answer, policy="torch")
         served = [f"PyTorch serves the branches ({why_not})"]
@@ -64,10 +64,19 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
             served.insert(0, "upsample_concat")
             kernels = True
     else:
-        first = "one launch resizes and folds the norms" if resize else "one launch folds the norms"
         policy, why = _policy(features, branches[0])
-        then = "all branches in two launches at a time" if policy == "two-pass" else "all branches in one launch"
-        served = [f"{first}, then {then} ({why})"]
+        given = [*levels, *(parameter for pyramid in pyramids for parameter in pyramid.parameters())]
+        if all(pyramid.infers(found, given) for pyramid, found in zip(pyramids, branches, strict=True)):
+            first = "one launch resizes and folds the norms" if resize else "one launch folds the norms"
+            then = "all branches in two launches at a time" if policy == "two-pass" else "all branches in one launch"
+            served = [f"{first}, then {then} ({why})"]
+        else:
+            first = "one launch resizes, then the statistics of norms" if resize else "the statistics of norms"
+            then = "in launches of two at a time" if policy == "two-pass" else "in one launch"
+            served = [
+                f"{first}, all branches {then} ({why}), their last norms and ReLUs; gradients by kernels and PyTorch's "
+                "products of matrices"
+            ]
         answer = replace(answer, policy=policy)
         kernels = True
     parts = "; ".join([*served, stages, *([] if resize else [by_torch])])

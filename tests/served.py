@@ -17,6 +17,16 @@ CHANNELS = (4, 8, 16)
 
 FUSED = ["upsample_concat forward", "separable_pyramid forward"]
 INFERENCE = ["norm_relu forward", *FUSED]  # where nothing needs a gradient: the stages' norms and ReLUs too
+# Where something does; of norms whose statistics are fixed, so that none of z are taken.
+TRAINED = [
+    "upsample_concat forward",
+    "norm_statistics statistics",
+    "separable_pyramid forward with moments",
+    "norm_statistics statistics",
+    "norm_relu output",
+]
+# Of norms that take the statistics of a batch or of groups.
+MEASURED = [TRAINED[0], "separable_pyramid training moments", *TRAINED[1:]]
 
 
 def levels_of(**kwargs: Any) -> list[Tensor]:

@@ -60,6 +60,10 @@ REVERSE_FAULTS = {
     "blocks_race": ANY + r"(race: read of 'scratch' after the write by block \d, and nothing orders blocks|"
     "read of 'scratch' that nothing wrote)",
     "blocks_write_write": ANY + r"race: write to 'scratch' after the write by block \d, and nothing orders blocks",
+    "update_unwritten": "left 12 bytes of 'scratch' unwritten",
+    # Whoever comes second.
+    "update_of_others": ANY + r"race: (read of 'scratch' after the write by block \d|write to 'scratch' after the read "
+    "by another block), and nothing orders blocks",
     "scratch_unwritten": r"block \d, thread 58: " + NOTHING_WROTE.format("'scratch'"),
 }
 

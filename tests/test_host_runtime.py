@@ -27,6 +27,14 @@ def test_a_right_kernel_passes_in_every_schedule(scheduled: ModuleType, name: st
     np.testing.assert_array_equal(run(scheduled, name), matrix(3, THREADS)[:, ::-1])
 
 
+def test_what_is_updated_may_be_read_before(scheduled: ModuleType) -> None:
+    source, output, held = matrix(3, THREADS), matrix(3, THREADS, THREADS + 4), matrix(3, THREADS, THREADS + 8)
+    expected = held + source
+    scheduled.run("updated", source, output, held)
+    np.testing.assert_array_equal(held, expected)
+    np.testing.assert_array_equal(output, expected)
+
+
 def sums_of_four(columns: int, rows: int = 3) -> np.ndarray:
     """What "copied" and "pipeline" make: zeros beyond the row, summed in the kernels' order."""
     step = 4 * THREADS

@@ -13,6 +13,7 @@ from served import (
     CHANNELS,
     FUSED,
     INFERENCE,
+    TRAINED,
     check_lower_precision,
     jpu_of,
     levels_of,
@@ -32,7 +33,7 @@ pytestmark = needs_host
 
 def assert_fused(module: nn.Module, levels: list[Tensor]) -> Tensor:
     out, kernels = run(module, levels, "host")
-    assert kernels == (FUSED if torch.is_grad_enabled() else INFERENCE)
+    assert kernels == (TRAINED if torch.is_grad_enabled() else INFERENCE)
     torch.testing.assert_close(out, run(module, levels, "reference")[0], rtol=1e-12, atol=1e-12)
     return out
 
@@ -70,7 +71,7 @@ def test_frozen_norms_are_served_under_training_with_all_gradients(norm: str) ->
         jpu.zero_grad()
         out, kernels = run(jpu, levels, backend)
         out.square().sum().backward()
-        assert kernels == (FUSED if backend == "host" else [])
+        assert kernels == (TRAINED if backend == "host" else [])
         gradients = [p.grad for p in jpu.parameters()] + [level.grad for level in levels]
         assert all(gradient is not None for gradient in gradients)
         found.append([out, *gradients])
@@ -112,7 +113,7 @@ def test_a_replaced_foreign_jpu_is_served() -> None:
     assert replace_jpu(neck) == [("", "fastfcn")]
     for module in (neck, copy.deepcopy(neck), pickle.loads(pickle.dumps(neck))):
         out, kernels = run(module, levels, "host")
-        assert kernels == FUSED
+        assert kernels == TRAINED
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -160,7 +161,7 @@ def test_what_changes_between_calls_acts(change: Callable[[JPU, JPU], None], com
     change(jpu, jpu_of(seed=1))
     expected = run(jpu, levels, "reference")[0]
     out, kernels = run(module, levels, "host")
-    assert kernels == FUSED
+    assert kernels == TRAINED
     assert not torch.allclose(before, expected, rtol=1e-3)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
@@ -206,7 +207,7 @@ def test_a_whole_resnet_50_fastfcn_agrees_in_float64(training: bool) -> None:
         with use_backend(backend), host.record() as launches:
             logits = model(image)
             logits = logits if isinstance(logits, Tensor) else logits[0]
-        assert [launch.kernel for launch in launches] == (FUSED if backend == "host" else [])
+        assert [launch.kernel for launch in launches] == (TRAINED if backend == "host" else [])
         logits.square().mean().backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         found.append({"logits": logits, "image": image.grad, **gradients})

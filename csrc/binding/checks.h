@@ -53,4 +53,14 @@ inline void check_contiguous(const Tensor& t, const std::vector<int64_t>& expect
   STD_TORCH_CHECK(t.is_contiguous(), name, ": expected a contiguous tensor, got one of other strides");
 }
 
+// An image whose pixels lie one after the other, each with its channels; extents of one may have any stride.
+inline void check_channels_last(const Tensor& t, const std::string& name) {
+  int64_t expected = 1;
+  for (const int d : {1, 3, 2, 0}) {
+    STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) == expected, name, ": expected a dense channels_last image, got stride ",
+                    t.stride(d), " of dimension ", d, " where ", expected, " was expected");
+    expected *= t.size(d);
+  }
+}
+
 }  // namespace jpu

@@ -18,8 +18,9 @@ struct Moments {
 // Of both parts together. Which is first decides how results round, so callers keep to an order.
 template <class A>
 JPU_DEVICE Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
-  const A count = a.count + b.count;
   if (b.count == 0) return a;
+  if (a.count == 0) return b;  // or a huge mean's square would meet the 0
+  const A count = a.count + b.count;
   const A share = b.count / count, difference = b.mean - a.mean;
   return {count, multiply_add(difference, share, a.mean),
           a.squares + b.squares + difference * difference * (share * a.count)};

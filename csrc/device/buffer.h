@@ -9,6 +9,7 @@ enum class Access : uint8_t {
   kRead,     // every element holds a value, and none is written
   kWrite,    // every element is written; none is read before
   kScratch,  // may be written, and read after that
+  kUpdate,   // every element holds a value, and every one is written; it may be read before, by the block that writes it
 };
 
 // A strided tensor of up to four dimensions; the gaps between its elements do not belong to it.

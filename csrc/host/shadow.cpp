@@ -87,7 +87,7 @@ std::string Shadow::declare(const Buffer& buffer) {
               return "'" + declared.name + "' is written and has elements that share memory";
             }
             cell.buffer = id;
-            cell.written = buffer.access == Access::kRead;
+            cell.written = buffer.access == Access::kRead || buffer.access == Access::kUpdate;
           }
         }
       }
@@ -212,11 +212,17 @@ bool Shadow::check_cell(Cell& cell, const Event& access, const Declared* buffer)
   }
   if (!access.write && !cell.written) return unwritten_read(buffer);
   if (cell.block != block_ + 1) {
-    // What another block only read is an input, and that is dealt with above.
     if (cell.write_clock != 0) {
       return race(buffer, access, "write", "block " + std::to_string(cell.block - 1), "and nothing orders blocks");
     }
+    // Inputs are dealt with above, so what was only read is what an update begins with.
+    cell.read_by_others = cell.read_by_others || cell.read_clock != 0;
+    cell.read_clock = 0;
+    cell.many_readers = false;
     cell.block = block_ + 1;
+  }
+  if (access.write && cell.read_by_others) {
+    return race(buffer, access, "read", "another block", "and nothing orders blocks");
   }
   if (cell.write_clock != 0 && !order_.before(cell.writer, cell.write_clock, access.thread)) {
     return race(buffer, access, "write", cell.writer);
@@ -272,9 +278,9 @@ std::string Shadow::unwritten() const {
   std::vector<uint64_t> bytes(buffers_.size(), 0);
   for (const auto& [number, page] : pages_) {
     for (const Cell& cell : page->cell) {
-      if (cell.buffer != 0 && !cell.written && buffers_[cell.buffer - 1].access == Access::kWrite) {
-        bytes[cell.buffer - 1] += kGranule;
-      }
+      if (cell.buffer == 0 || cell.write_clock != 0) continue;
+      const Access access = buffers_[cell.buffer - 1].access;
+      if (access == Access::kWrite || access == Access::kUpdate) bytes[cell.buffer - 1] += kGranule;
     }
   }
   for (size_t i = 0; i < bytes.size(); ++i) {

@@ -49,6 +49,7 @@ struct Cell {
   uint8_t buffer = 0;  // 1 + index of the buffer that the bytes belong to; 0 for none
   bool written = false;
   bool many_readers = false;  // read_clock is then an index into Shadow's lists of readers
+  bool read_by_others = false;  // than the block of the last access
   Agent writer = 0, reader = 0;
   uint32_t write_clock = 0, read_clock = 0;  // 0 for never
   uint32_t block = 0;                            // of the last access, + 1

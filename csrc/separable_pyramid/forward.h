@@ -4,6 +4,7 @@
 
 #include "separable_pyramid/patch.h"
 #include "separable_pyramid/product.h"
+#include "separable_pyramid/product_moments.h"
 #include "separable_pyramid/terms.h"
 
 namespace jpu::separable_pyramid {
@@ -14,6 +15,12 @@ struct ForwardShared {
   Operand<Accumulate<T>, kChunk<sizeof(T)>, kPixels> normalised;  // h
   Operand<Accumulate<T>, kChunk<sizeof(T)>, kColumns> pointwise;
 };
+
+// Of the 8 by 4 threads of a warp those of a row of them have the same pixels.
+template <class A>
+using ForwardGroups = GroupMoments<A, kPixels / PixelShare<A>::kRows, kColumns, Vector<A>::kSize>;
+template <class T, bool kMoments>
+using ForwardMemory = Memory<ForwardShared<T>, ForwardGroups<Accumulate<T>>, kMoments>;
 
 // What a thread needs of a chunk beside the patch, held in registers while the chunk before is multiplied.
 template <class T>
@@ -70,15 +77,16 @@ JPU_DEVICE void normalise(const Params& p, int index, int image, const Chunk& ch
   }
 }
 
-template <class T>
+// With moments, sums become what was stored of them; without, the affine map and ReLU come before.
+template <class T, bool kMoments>
 JPU_DEVICE void write_outputs(const Params& p, int index, int image, int first_output, const Tile& tile,
-                              const Accumulate<T> (&total)[4][8]) {
+                              Accumulate<T> (&total)[4][8], bool (&inside)[4]) {
   using A = Accumulate<T>;
   using S = PixelShare<A>;
   constexpr int V = Vector<T>::kSize;
   const int first = first_output + S::column(0);
   A scale[S::kColumns], shift[S::kColumns];
-  JPU_UNROLL for (int j = 0; j < S::kColumns; ++j) {
+  JPU_UNROLL for (int j = 0; j < S::kColumns && !kMoments; ++j) {
     const bool exists = first + j < p.outputs;
     const int64_t term = int64_t{index} * p.outputs + first + j;
     scale[j] = exists ? affine_term<A>(p.outer.scale, term, A(1)) : A(0);
@@ -86,13 +94,18 @@ JPU_DEVICE void write_outputs(const Params& p, int index, int image, int first_o
   }
   JPU_UNROLL for (int i = 0; i < S::kRows; ++i) {
     const Pixel pixel = pixel_of_slot(p, p.branch[index].dilation, p.branch[index].tiling.shape, tile, S::row(i));
+    inside[i] = pixel.inside;
     if (!pixel.inside) continue;
     T* target = at<T>(p.output, p.output_stride, image, int64_t{index} * p.outputs + first, pixel.y, pixel.x);
     Vector<T> result[S::kColumns / V];
     JPU_UNROLL for (int j = 0; j < S::kColumns; ++j) {
-      A value = multiply_add(scale[j], total[i][j], shift[j]);
-      if (p.relu && value < 0) value = 0;  // NaN passes
+      A value = total[i][j];
+      if constexpr (!kMoments) {
+        value = multiply_add(scale[j], value, shift[j]);
+        if (p.relu && value < 0) value = 0;  // NaN passes
+      }
       result[j / V].at[j % V] = narrow<T>(value);
+      if constexpr (kMoments) total[i][j] = widen(result[j / V].at[j % V]);
     }
     JPU_UNROLL for (int j = 0; j < S::kColumns; ++j) {
       if (first + j >= p.outputs) break;
@@ -105,13 +118,14 @@ JPU_DEVICE void write_outputs(const Params& p, int index, int image, int first_o
   }
 }
 
-template <class T>
+template <class T, bool kMoments>
 // Two blocks a multiprocessor hide each other's barriers; float64's registers allow one.
 JPU_KERNEL(kThreads, sizeof(Accumulate<T>) == 8 ? 1 : 2)
 pyramid_forward(JPU_PARAMS Params p) {
   using A = Accumulate<T>;
   constexpr int kSize = kChunk<sizeof(T)>;
-  ForwardShared<T>& shared = shared_memory<ForwardShared<T>>();
+  auto& memory = shared_memory<ForwardMemory<T, kMoments>>();
+  ForwardShared<T>& shared = memory.operands;
 
   const Work work = work_of_block(p, &Branch::first_block, p.output_tiles);
   const int index = work.branch, image = work.image, first_output = work.share * kColumns;
@@ -142,7 +156,16 @@ pyramid_forward(JPU_PARAMS Params p) {
     }
     multiply(shared.normalised, shared.pointwise, total);
   }
-  write_outputs<T>(p, index, image, first_output, shared.patch.tile, total);
+  bool inside[4];
+  write_outputs<T, kMoments>(p, index, image, first_output, shared.patch.tile, total, inside);
+  if constexpr (kMoments) {
+    using S = PixelShare<A>;
+    write_moments(p, index, image, first_output, shared.patch.tile, memory.groups, [&] {
+      JPU_UNROLL for (int j = 0; j < S::kColumns; j += S::kSize) {
+        put_moments(memory.groups, S::row_group(), S::column(j), inside, [&](int i, int v) { return total[i][j + v]; });
+      }
+    });
+  }
 }
 
 }  // namespace jpu::separable_pyramid

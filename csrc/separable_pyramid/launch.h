@@ -66,12 +66,30 @@ void declare_output(const Params& p, Declare& declare, Access access) {
                  {s.n, s.c, s.h, s.w}, access});
 }
 
-template <class T>
+// After plan().
+template <class T, bool kMoments, class Declare>
+void declare_results(const Params& p, Declare& declare, Access access) {
+  using A = Accumulate<T>;
+  declare_output<T>(p, declare, access);
+  if constexpr (kMoments) {
+    const TileMoments& t = p.tile_moments;
+    const int64_t own = int64_t{2} * p.outputs, part = p.branches * own;
+    for (int i = 0; i < p.branches; ++i) {
+      declare(Buffer{"moments", static_cast<const A*>(t.moments) + i * own, sizeof(A),
+                     {p.batch, p.branch[i].tiling.tiles(), 1, own}, {t.parts * part, part, 0, 1}, access});
+    }
+    declare(contiguous("counts", t.counts, sizeof(int32_t), t.parts * p.branches, access));
+  }
+}
+
+template <class T, bool kMoments>
 void forward(Params p, void* stream) {
   const int64_t blocks = plan<T>(p, kColumns);
-  launch("separable_pyramid forward", &pyramid_forward<T>, {blocks, kThreads}, p, stream, [&](auto declare) {
+  const Grid grid{blocks, kThreads, kDynamicBytes<ForwardMemory<T, kMoments>>};
+  constexpr const char* kName = kMoments ? "separable_pyramid forward with moments" : "separable_pyramid forward";
+  launch(kName, &pyramid_forward<T, kMoments>, grid, p, stream, [&](auto declare) {
     declare_inputs<T>(p, declare);
-    declare_output<T>(p, declare, Access::kWrite);
+    declare_results<T, kMoments>(p, declare, Access::kWrite);
   });
 }
 

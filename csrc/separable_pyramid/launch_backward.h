@@ -144,6 +144,7 @@ void start_input_gradient(GradientParams& g, int images, void* stream) {
 template <class T>
 void start_level_gradient(GradientParams& g, int images, void* stream) {
   const Params& p = g.forward;
+  g.inputs_branch = p.channels * g.inputs_stride.c;
   const int64_t blocks = place_level_blocks<T>(g, images);
   launch("separable_pyramid level gradient", &pyramid_level_gradient<T>, {blocks, kThreads}, g, stream,
          [&](auto declare) {

@@ -18,17 +18,20 @@ int64_t plan_matrix(Params& p) {
   }
   p.weight_vectors = p.pointwise_vectors;
   for (int i = 0; i < p.branches; ++i) p.weight_vectors &= aligned(p.branch[i].depthwise);
-  p.term_vectors = p.whole_vectors && aligned(p.inner.scale) && aligned(p.inner.shift);
+  constexpr int kTerms = Vector<float>::kSize;
+  p.term_vectors = p.whole_vectors && aligned(p.inner.scale) && aligned(p.inner.shift) &&
+                   p.inner.scale_image % kTerms == 0 && p.inner.shift_image % kTerms == 0;
   return blocks;
 }
 
-template <class T>
+template <class T, bool kMoments>
 void forward_mma(Params p, void* stream) {
   const int64_t blocks = plan_matrix<T>(p);
-  const Grid grid{blocks, kThreads, kDynamicBytes<MmaShared<T>>};
-  launch("separable_pyramid mma", &pyramid_mma<T>, grid, p, stream, [&](auto declare) {
+  const Grid grid{blocks, kThreads, kDynamicBytes<MmaMemory<T, kMoments>>};
+  constexpr const char* kName = kMoments ? "separable_pyramid mma with moments" : "separable_pyramid mma";
+  launch(kName, &pyramid_mma<T, kMoments>, grid, p, stream, [&](auto declare) {
     declare_inputs<T>(p, declare);
-    declare_output<T>(p, declare, Access::kWrite);
+    declare_results<T, kMoments>(p, declare, Access::kWrite);
   });
 }
 
@@ -55,7 +58,22 @@ NormalisedSize normalised_size(const Params& params) {
   return {tiles, int64_t{t.chunks} * kPixels * kUnits * kVectorBytes};
 }
 
+template <class T, class Declare>
+void declare_normalised(const TwoPassParams& t, int64_t tiles, Declare& declare, Access access) {
+  declare(contiguous("normalised", t.normalised, sizeof(T), tiles * kPixels * t.chunks * kChunk<sizeof(T)>, access));
+}
+
+// h of so many tiles from the first on. Instantiated once a dtype, whatever becomes of h.
 template <class T>
+void normalise_tiles(const TwoPassParams& t, int64_t tiles, void* stream) {
+  launch("separable_pyramid normalise", &pyramid_normalise<T>,
+         {tiles * t.splits, kNormalisers, kDynamicBytes<NormaliseShared<T>>}, t, stream, [&](auto declare) {
+           declare_inputs<T>(t.forward, declare);
+           declare_normalised<T>(t, tiles, declare, Access::kWrite);
+         });
+}
+
+template <class T, bool kMoments>
 void forward_two_pass(Params params, void* normalised, int64_t room, void* stream) {
   TwoPassParams t{params, normalised, 0, 0, 0};
   const int64_t all = plan_two_pass<T>(t);
@@ -66,21 +84,15 @@ void forward_two_pass(Params params, void* normalised, int64_t room, void* strea
   for (int64_t first = 0; first < all; first += room) {
     const int64_t tiles = all - first < room ? all - first : room;
     t.first_tile = static_cast<uint32_t>(first);
-    const auto declare_normalised = [&](auto& declare, Access access) {
-      declare(contiguous("normalised", normalised, sizeof(T), tiles * kPixels * t.chunks * kChunk<sizeof(T)>, access));
-    };
-    launch("separable_pyramid normalise", &pyramid_normalise<T>,
-           {tiles * t.splits, kNormalisers, kDynamicBytes<NormaliseShared<T>>}, t, stream, [&](auto declare) {
-             declare_inputs<T>(t.forward, declare);
-             declare_normalised(declare, Access::kWrite);
-           });
-    launch("separable_pyramid product", &pyramid_product<T>,
-           {tiles * t.forward.output_tiles, kThreads, kDynamicBytes<ProductShared<T>>}, t, stream, [&](auto declare) {
-             declare_inputs<T>(t.forward, declare);
-             declare_normalised(declare, Access::kRead);
-             // A part of it: the rest belongs to other rounds.
-             declare_output<T>(t.forward, declare, all == tiles ? Access::kWrite : Access::kScratch);
-           });
+    normalise_tiles<T>(t, tiles, stream);
+    const Grid grid{tiles * t.forward.output_tiles, kThreads, kDynamicBytes<ProductMemory<T, kMoments>>};
+    constexpr const char* kName = kMoments ? "separable_pyramid product with moments" : "separable_pyramid product";
+    launch(kName, &pyramid_product<T, kMoments>, grid, t, stream, [&](auto declare) {
+      declare_inputs<T>(t.forward, declare);
+      declare_normalised<T>(t, tiles, declare, Access::kRead);
+      // A part of it: the rest belongs to other rounds.
+      declare_results<T, kMoments>(t.forward, declare, all == tiles ? Access::kWrite : Access::kScratch);
+    });
   }
 }
 

@@ -32,8 +32,8 @@ JPU_DEVICE void gather_level(const GradientParams& g, int image, int pixel, int6
     for (int tap = 0; tap < 9; ++tap) {
       const int from_y = y - dilation * (tap / 3 - 1), from_x = x - dilation * (tap % 3 - 1);
       if (from_y < 0 || from_y >= p.height || from_x < 0 || from_x >= p.width) continue;
-      const T* source = at<T>(g.inputs, g.inputs_stride, image - g.first_image,
-                              index * int64_t{p.channels} + channel, from_y, from_x);
+      const T* source = at<T>(g.inputs, g.inputs_stride, image - g.first_image, channel, from_y, from_x) +
+                        index * g.inputs_branch;
       const A* taps = weight + (9 * index + tap) * pitch;
       if constexpr (V > 1) {
         const Vector<T> value = load_vector(source);
@@ -83,9 +83,14 @@ pyramid_level_gradient(JPU_PARAMS GradientParams g) {
       const int c = i % (channels / V) * V, pixel = first_pixel + i / (channels / V);
       A sum[V];
       gather_level<T, V>(g, image, pixel, channel + c, shared.weight + c, group, sum);
+      T* gradient = at<T>(target.data, target.stride, image, first + c, pixel / p.width, pixel % p.width);
+      if (g.add) {
+        const Vector<T> before = read_vector(gradient);
+        JPU_UNROLL for (int v = 0; v < V; ++v) sum[v] += widen(before.at[v]);
+      }
       Vector<T> result;
       JPU_UNROLL for (int v = 0; v < V; ++v) result.at[v] = narrow<T>(sum[v]);
-      store_vector(at<T>(target.data, target.stride, image, first + c, pixel / p.width, pixel % p.width), result);
+      store_vector(gradient, result);
     }
     return;
   }
@@ -95,7 +100,9 @@ pyramid_level_gradient(JPU_PARAMS GradientParams g) {
     const int pixel = first_pixel + (channels_inside ? i / channels : i % pixels);
     A sum[1];
     gather_level<T, 1>(g, image, pixel, channel + c, shared.weight + c, group, sum);
-    store(at<T>(target.data, target.stride, image, first + c, pixel / p.width, pixel % p.width), narrow<T>(sum[0]));
+    T* gradient = at<T>(target.data, target.stride, image, first + c, pixel / p.width, pixel % p.width);
+    if (g.add) sum[0] += widen(*gradient);
+    store(gradient, narrow<T>(sum[0]));
   }
 }
 

@@ -4,6 +4,7 @@ namespace jpu::separable_pyramid {
 
 template void forward_mma<bfloat16>(Params, void*);
 template NormalisedSize normalised_size<bfloat16>(const Params&);
+template void normalise_tiles<bfloat16>(const TwoPassParams&, int64_t, void*);
 template void forward_two_pass<bfloat16>(Params, void*, int64_t, void*);
 
 }  // namespace jpu::separable_pyramid

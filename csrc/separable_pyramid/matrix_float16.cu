@@ -4,6 +4,7 @@ namespace jpu::separable_pyramid {
 
 template void forward_mma<float16>(Params, void*);
 template NormalisedSize normalised_size<float16>(const Params&);
+template void normalise_tiles<float16>(const TwoPassParams&, int64_t, void*);
 template void forward_two_pass<float16>(Params, void*, int64_t, void*);
 
 }  // namespace jpu::separable_pyramid

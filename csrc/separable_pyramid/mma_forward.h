@@ -17,11 +17,15 @@ struct MmaShared {
 };
 static_assert(sizeof(MmaShared<float>) <= kMmaSharedBytes && sizeof(MmaShared<float16>) <= kMmaSharedBytes);
 
-template <class T>
+template <class T, bool kMoments>
+using MmaMemory = Memory<MmaShared<T>, MatrixGroups<T>, kMoments>;
+
+template <class T, bool kMoments>
 JPU_KERNEL(kThreads, 1)
 pyramid_mma(JPU_PARAMS Params p) {
   constexpr int kSize = kChunk<sizeof(T)>;
-  MmaShared<T>& shared = shared_memory<MmaShared<T>>();
+  auto& memory = shared_memory<MmaMemory<T, kMoments>>();
+  MmaShared<T>& shared = memory.operands;
 
   const Work work = work_of_block(p, &Branch::first_block, p.output_tiles);
   const int index = work.branch, image = work.image, first_output = work.share * kMatrixColumns;
@@ -56,7 +60,7 @@ pyramid_mma(JPU_PARAMS Params p) {
     ready = next;
     next = next_chunk<kSize>(p, next);
   }
-  write_outputs<T>(p, index, image, first_output, shared.places.tile, sum);
+  finish_tile<T, kMoments>(p, index, image, first_output, shared.places.tile, sum, memory);
 }
 
 }  // namespace jpu::separable_pyramid

@@ -106,15 +106,19 @@ JPU_DEVICE Run run_at(const Shape& shape, int r) {
   return {line * shape.width + j, (which * (shape.height + 2) + i) * shape.patch_pitch() + j};
 }
 
-// The three rows of a run's windows, of the thread's channel.
+// A row of a run's windows, of the thread's channel.
+template <class T, int Pixels>
+JPU_DEVICE void read_row(const Patch<T, Pixels>& patch, int first, bool vectors, Accumulate<T> (&row)[kRun + 2]) {
+  const int pitch = vectors ? Patch<T, Pixels>::kChannels : Patch<T, Pixels>::kElementPitch;
+  const T* values = &patch.value[first * pitch + Runs<T>::channel()];
+  JPU_UNROLL for (int j = 0; j < kRun + 2; ++j) row[j] = widen(values[j * pitch]);
+}
+
+// All three of them.
 template <class T, int Pixels>
 JPU_DEVICE void read_windows(const Patch<T, Pixels>& patch, const Shape& shape, int window, bool vectors,
                              Accumulate<T> (&rows)[3][kRun + 2]) {
-  const int pitch = vectors ? Patch<T, Pixels>::kChannels : Patch<T, Pixels>::kElementPitch;
-  JPU_UNROLL for (int i = 0; i < 3; ++i) {
-    const T* row = &patch.value[(window + i * shape.patch_pitch()) * pitch + Runs<T>::channel()];
-    JPU_UNROLL for (int j = 0; j < kRun + 2; ++j) rows[i][j] = widen(row[j * pitch]);
-  }
+  JPU_UNROLL for (int i = 0; i < 3; ++i) read_row(patch, window + i * shape.patch_pitch(), vectors, rows[i]);
 }
 
 // h of a run: the depthwise sums, taps in row-major order, their affine map, rounded.

@@ -48,6 +48,13 @@ struct Affine {
   int64_t scale_image, shift_image;  // elements from one image to the next; 0 for [D, channels]
 };
 
+// What training keeps of q beside itself: its moments over each tile of an image.
+struct TileMoments {
+  void* moments;    // [N, parts, D, 2, O] in the type of sums: mean, and Σ (q − mean)²
+  int32_t* counts;  // [parts, D], of pixels; 0 for parts that a branch has not, whose moments are not written
+  int64_t parts;    // tiles of the branch that has most
+};
+
 struct Params {
   int32_t batch, height, width;
   int32_t levels, branches;
@@ -65,6 +72,7 @@ struct Params {
   bool weight_vectors, term_vectors;
   Level level[kMaxLevels];
   Branch branch[kMaxBranches];
+  TileMoments tile_moments;
 };
 
 struct LevelGradient {
@@ -92,6 +100,8 @@ struct GradientParams {
   void* terms;     // [tiles of all branches and images, 10, C]
   void* inputs;    // dz of `images` images, [images, D·C, H, W]
   Strides inputs_stride;
+  int64_t inputs_branch;  // elements from one branch to the next
+  bool add;               // levels' gradients, which hold something already
   // Set by plan_gradient().
   bool gradient_vectors;
   int32_t splits, weight_channel_tiles, weight_output_tiles;
@@ -110,16 +120,17 @@ struct Workspace {
 };
 
 // Args:
+//   kMoments: the output is q, and its moments are kept.
 //   stream: a cudaStream_t of the current device; ignored in host execution.
-template <class T>
+template <class T, bool kMoments = false>
 void forward(Params params, void* stream);
 
 // The same by tensor cores, for float16, bfloat16 and float32, whose operands become TF32. In one launch:
-template <class T>
+template <class T, bool kMoments = false>
 void forward_mma(Params params, void* stream);
 
 // In two for each `room` tiles of pixels; `normalised` has so many times the bytes of a tile.
-template <class T>
+template <class T, bool kMoments = false>
 void forward_two_pass(Params params, void* normalised, int64_t room, void* stream);
 struct NormalisedSize {
   int64_t tiles;  // of all branches and images

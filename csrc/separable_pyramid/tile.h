@@ -28,6 +28,12 @@ JPU_DEVICE Tile tile_at(const Tiling& t, int32_t index) {
   return tile;
 }
 
+// Which tile of its image and branch it is.
+JPU_DEVICE int32_t index_of(const Tiling& t, const Tile& tile) {
+  const Shape& s = t.shape;
+  return (tile.first_class / s.classes * t.rows + tile.row / s.height) * t.columns + tile.column / s.width;
+}
+
 // Of class `which` of a tile, row i and column j; -1 is the halo's first.
 JPU_DEVICE Pixel pixel_at(const Params& p, int dilation, const Tile& tile, int which, int i, int j) {
   const int index = tile.first_class + which;

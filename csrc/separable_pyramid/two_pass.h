@@ -71,6 +71,9 @@ struct ProductShared {
 static_assert(sizeof(ProductShared<float>) <= kTwoPassSharedBytes);
 static_assert(sizeof(ProductShared<float16>) <= kTwoPassSharedBytes);
 
+template <class T, bool kMoments>
+using ProductMemory = Memory<ProductShared<T>, MatrixGroups<T>, kMoments>;
+
 // One group of copies a call, which is empty past the last chunk.
 template <class T>
 JPU_DEVICE void fetch_operands(const TwoPassParams& t, const Branch& branch, uint32_t tile, int first_output, int k,
@@ -87,11 +90,12 @@ JPU_DEVICE void fetch_operands(const TwoPassParams& t, const Branch& branch, uin
   commit_copies();
 }
 
-template <class T>
+template <class T, bool kMoments>
 JPU_KERNEL(kThreads, 1)
 pyramid_product(JPU_PARAMS TwoPassParams t) {
   constexpr int kSize = kChunk<sizeof(T)>;
-  ProductShared<T>& shared = shared_memory<ProductShared<T>>();
+  auto& memory = shared_memory<ProductMemory<T, kMoments>>();
+  ProductShared<T>& shared = memory.operands;
   const Params& p = t.forward;
   const uint32_t tile = block_index() / p.output_tiles;
   const int first_output = static_cast<int>(block_index() % p.output_tiles) * kMatrixColumns;
@@ -111,7 +115,7 @@ pyramid_product(JPU_PARAMS TwoPassParams t) {
     next = next_chunk<kSize>(p, next);
     multiply(shared.normalised[k % kProductStages], shared.pointwise[k % kProductStages], sum);
   }
-  write_outputs<T>(p, work.branch, work.image, first_output, tile_at(branch.tiling, work.tile), sum);
+  finish_tile<T, kMoments>(p, work.branch, work.image, first_output, tile_at(branch.tiling, work.tile), sum, memory);
 }
 
 }  // namespace jpu::separable_pyramid

@@ -6,7 +6,8 @@ submodule changes. Where a branch is anything else, PyTorch runs it as it stands
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,12 +19,13 @@ from .parts import (
     Proof,
     Unfit,
     add_leaves,
+    check_any_norm,
     check_class,
-    check_norm,
     check_norm_dtypes,
     check_tensors,
     columns_of,
     listed,
+    takes_batch_statistics,
 )
 from .plain import hooks_everywhere, name_of
 
@@ -36,9 +38,22 @@ class Branches(NamedTuple):
     dilations: list[int]
     weight: list[Tensor | None]
     bias: list[Tensor | None]
-    mean: list[Tensor]
-    var: list[Tensor]
+    mean: list[Tensor | None]  # None where the statistics are the batch's, or a group's
+    var: list[Tensor | None]
     eps: list[float]
+    groups: list[int]  # of GroupNorm on either side of the pointwise convolutions; 0 for others
+    norms: list[nn.Module]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no norm's statistics depend on what it normalises."""
+        return all(mean is not None for mean in self.mean)
+
+    def needs_gradient(self, inputs: Iterable[Tensor]) -> bool:
+        """Whether anything does, of these inputs or the branches' own."""
+        norms = (value for value in (*self.weight, *self.bias) if value is not None)
+        tensors = itertools.chain(inputs, self.depthwise, self.pointwise, norms)
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def read(branches: Sequence[tuple[str, nn.Module]], proven: Mapping[str, Proof], like: Tensor) -> Branches:
@@ -61,6 +76,13 @@ def read(branches: Sequence[tuple[str, nn.Module]], proven: Mapping[str, Proof],
     pointwise = [parts[2].module.weight for parts in found]
     norms = [parts[1] for parts in found] + [parts[3] for parts in found]
     weight, bias, mean, var, eps = columns_of(norms)
+    groups = [_groups_of(norms[: len(found)]), _groups_of(norms[len(found) :])]
+    for i, norm in enumerate(norms):
+        if groups[i // len(found)] == 0 and takes_batch_statistics(norm.module):
+            _check_batch_norm(norm)
+            mean[i] = var[i] = None
+    if len({id(norm.module) for norm in norms}) < len(norms) and None in mean:
+        raise Unfit("a norm that takes batch statistics is shared")
     convolutions = depthwise + pointwise
     values = [value for value in (*weight, *bias, *mean, *var) if value is not None]
     if len({w.shape for w in convolutions}) > 2:
@@ -69,11 +91,45 @@ def read(branches: Sequence[tuple[str, nn.Module]], proven: Mapping[str, Proof],
     if len(kinds) > 1 or not same_for_convolution(depthwise[0], like):
         raise Unfit(f"convolutions have {listed(kinds)}, their input {like.dtype}")
     check_norm_dtypes(norms, values, like)
-    if torch.is_grad_enabled() and any(value.requires_grad for value in (*mean, *var)):
+    if torch.is_grad_enabled() and any(value.requires_grad for value in (*mean, *var) if value is not None):
         raise Unfit("statistics need a gradient")
     check_tensors(convolutions + values, like)
     dilations = [parts[0].module.dilation[0] for parts in found]
-    return Branches(depthwise, pointwise, dilations, weight, bias, mean, var, eps)
+    modules = [norm.module for norm in norms]
+    return Branches(depthwise, pointwise, dilations, weight, bias, mean, var, eps, groups, modules)
+
+
+def check_counts(branches: Branches, shape: Sequence[int]) -> None:
+    """That statistics which features [N, _, H, W] of this shape ask for exist; PyTorch says what it makes of others.
+
+    Raises:
+        Unfit: they do not.
+    """
+    if branches.fixed:
+        return
+    images, _, height, width = shape
+    if images == 0:
+        raise Unfit("no image has no statistics")
+    widths = branches.pointwise[0].shape[1], branches.pointwise[0].shape[0]
+    for channels, groups in zip(widths, branches.groups, strict=True):
+        if (images if groups == 0 else channels // groups) * height * width == 1:
+            raise Unfit("a single value has no variance")
+
+
+def _groups_of(norms: Sequence[Part]) -> int:
+    """Of GroupNorm, in which all norms of one side must agree; 0 if they are others."""
+    found = {norm.module.num_groups if isinstance(norm.module, nn.GroupNorm) else 0 for norm in norms}
+    if len(found) > 1:
+        raise Unfit(f"{norms[0].name} and its like have groups of different kinds, {listed(found)}")
+    (groups,) = found
+    return groups
+
+
+def _check_batch_norm(norm: Part) -> None:
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    synchronised = several and isinstance(norm.module, nn.SyncBatchNorm)
+    if synchronised and torch.distributed.get_world_size(norm.module.process_group) > 1:
+        raise Unfit(f"{norm.name} takes the statistics of several processes")
 
 
 def parts_of(path: str, branch: nn.Module, proven: Mapping[str, Proof]) -> tuple[Part, Part, Part, Part]:
@@ -90,8 +146,8 @@ def parts_of(path: str, branch: nn.Module, proven: Mapping[str, Proof]) -> tuple
     channels = depthwise.module.in_channels
     _check_convolution(depthwise, 3, channels, channels)
     _check_convolution(pointwise, 1, channels, 1)
-    check_norm(norm, channels)
-    check_norm(out_norm, pointwise.module.out_channels)
+    check_any_norm(norm, channels)
+    check_any_norm(out_norm, pointwise.module.out_channels)
     return depthwise, norm, pointwise, out_norm
 
 

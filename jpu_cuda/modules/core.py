@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from ..ops.separable_pyramid import why_not
 from . import branches, stages
 from .layout import Layout
 from .parts import Proof, Unfit
+from .statistics import update_running
 
 
 class JointPyramid(nn.Module):
@@ -101,7 +102,7 @@ class JointPyramid(nn.Module):
         features = self._features(levels)
         if choose(features[0]).backend != "reference":
             try:
-                return self._fused(features, self.fused_branches(features[0]))
+                return self._fused(features, self.fused_branches(features))
             except Unfit:
                 pass
         u = self._upsample_concat(features)
@@ -131,44 +132,81 @@ class JointPyramid(nn.Module):
         named = [(self.layout.stage(i), self.stage(i)) for i in range(self.num_levels)]
         return stages.read(named, self.proven, levels, as_convolved(levels[0]))
 
-    def fused_branches(self, like: Tensor) -> branches.Branches:
-        """What :meth:`pyramid` gives the kernels for everything after the stages; ``like`` stands for their results.
+    def fused_branches(self, features: Sequence[Tensor]) -> branches.Branches:
+        """What :meth:`pyramid` gives the kernels for everything after the stages, whose results are ``features``.
 
         Raises:
             Unfit: PyTorch runs the branches instead.
         """
         named = [(self.layout.branch(i), self.branch(i)) for i in range(self.num_branches)]
-        found = branches.read(named, self.proven, like)  # first, since its reasons name a part
-        if self.emits_coarsest:
-            raise Unfit("the upsampled coarsest level is needed too")
+        found = branches.read(named, self.proven, features[0])  # first, since its reasons name a part
         if forward_ad._current_level >= 0:
             raise Unfit("forward-mode derivatives are PyTorch's")
         if (reason := why_not(self.num_levels, found.dilations)) is not None:
             raise Unfit(reason)
+        branches.check_counts(found, features[0].shape)
         return found
 
     def _fused(self, features: list[Tensor], fused: branches.Branches) -> Tensor:
-        """Everything after the stages in two launches: resize all and fold the norms; all dilations."""
-        first, *others = features
-        if any(x.dtype != first.dtype or x.device != first.device for x in others):
+        """Everything after the stages by kernels."""
+        if any(x.dtype != features[0].dtype or x.device != features[0].device for x in features):
             raise Unfit("stages differ in dtype or device")
-        size = first.shape[2:]
         if not self.resizes_bilinearly:
-            others = [F.interpolate(x, size, **self.up_kwargs) for x in others]
-        align_corners = bool(self.up_kwargs.get("align_corners", False))
-        depthwise, pointwise, dilations, *norms = fused
+            features = self._resized(features)
+        infers = features[0].shape[0] == 0 or self.infers(fused, features)  # an empty batch has nothing to keep
+        out = self._inferred(features, fused) if infers else self._trained(features, fused)
+        if self.emits_coarsest:
+            out = torch.cat([self._resized(features)[-1], out], dim=1)
+        return out
+
+    @staticmethod
+    def infers(fused: branches.Branches, inputs: Iterable[Tensor]) -> bool:
+        """Whether two launches will do: statistics are fixed, and nothing needs a gradient, of the inputs least.
+
+        Exported programs, which are made with gradients enabled and run without, are given the two as well; they have
+        gradients of their own.
+        """
+        return fused.fixed and (torch.compiler.is_exporting() or not fused.needs_gradient(inputs))
+
+    @property
+    def _align_corners(self) -> bool:
+        return bool(self.up_kwargs.get("align_corners", False))
+
+    def _inferred(self, features: list[Tensor], fused: branches.Branches) -> Tensor:
+        """Two launches: resize all and fold the norms; all dilations."""
+        first, *others = features
+        size = first.shape[2:]
         # An exported program may be called with other sizes: there, all are resized, which changes nothing.
         resize = [torch.compiler.is_exporting() or x.shape[2:] != size for x in others]
+        norms = fused.weight, fused.bias, fused.mean, fused.var, fused.eps
         *found, scale, shift, out_scale, out_shift = torch.ops.jpu_cuda.upsample_fold(
-            [first, *itertools.compress(others, resize)], align_corners, *norms
+            [first, *itertools.compress(others, resize)], self._align_corners, *norms
         )
         resized = iter(found)
         levels = [first, *(next(resized) if wanted else x for x, wanted in zip(others, resize, strict=True))]
         if self.layout.coarsest_first:
             levels.reverse()
+        weights = fused.depthwise, fused.pointwise, fused.dilations
         return torch.ops.jpu_cuda.separable_pyramid(
-            levels, depthwise, pointwise, dilations, scale, shift, out_scale, out_shift, True, *matrix_options()
+            levels, *weights, scale, shift, out_scale, out_shift, True, *matrix_options()
         )
+
+    def _trained(self, features: list[Tensor], fused: branches.Branches) -> Tensor:
+        """With the statistics that the norms ask for, and gradients by kernels; moves the running statistics."""
+        *parts, norms = fused
+        out, _, *statistics = torch.ops.jpu_cuda.trained_pyramid(
+            features, self._align_corners, self.layout.coarsest_first, *parts, *matrix_options()
+        )
+        taken = [m is None and not fused.groups[i // len(fused.dilations)] for i, m in enumerate(fused.mean)]
+
+        def column(row: int) -> list[Tensor]:
+            return list(itertools.compress((x for side in statistics for x in side[0, row].unbind(0)), taken))
+
+        images, _, height, width = features[0].shape
+        update_running(list(itertools.compress(norms, taken)), column(0), column(1), images * height * width)
+        # Autocast has PyTorch's GroupNorm give float32 on a GPU, and so would the branches.
+        wide = fused.groups[1] > 0 and out.is_cuda and torch.is_autocast_enabled("cuda")
+        return out.float() if wide and out.dtype != torch.float64 else out
 
     @property
     def resizes_bilinearly(self) -> bool:
@@ -178,11 +216,15 @@ class JointPyramid(nn.Module):
     def _upsample_concat(self, features: list[Tensor]) -> Tensor:
         reverse = self.layout.coarsest_first
         if self.resizes_bilinearly:
-            align_corners = bool(self.up_kwargs.get("align_corners", False))
-            return functional.upsample_concat(features, align_corners, reverse)
-        size = features[0].shape[2:]
-        resized = [features[0], *(F.interpolate(x, size, **self.up_kwargs) for x in features[1:])]
+            return functional.upsample_concat(features, self._align_corners, reverse)
+        resized = self._resized(features)
         return torch.cat(resized[::-1] if reverse else resized, dim=1)
+
+    def _resized(self, features: list[Tensor]) -> list[Tensor]:
+        """All in the size of the first."""
+        if self.resizes_bilinearly:
+            return functional.upsample(features, self._align_corners)
+        return [features[0], *(F.interpolate(x, features[0].shape[2:], **self.up_kwargs) for x in features[1:])]
 
 
 def conv_norm_relu(in_channels: int, width: int, norm_layer: Any) -> nn.Sequential:

@@ -57,7 +57,9 @@ def _methods(cls: type) -> tuple[Any, Any]:
 
 # The classes that are known here, with their methods as they were defined: patched ones do something else.
 _CONTAINERS: dict[type, Any] = {nn.Sequential: _methods(nn.Sequential)}  # they run their children in order
-_LAYERS: dict[type, Any] = {cls: _methods(cls) for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU)}
+_LAYERS: dict[type, Any] = {
+    cls: _methods(cls) for cls in (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.ReLU)
+}
 _Module = TypeVar("_Module", bound=type[nn.Module])
 
 
@@ -79,11 +81,29 @@ def check_class(part: Part, *classes: type) -> None:
 
 
 def check_norm(part: Part, channels: int) -> None:
-    norm = part.module
-    if not _is_frozen(norm):
+    """That it is a norm of fixed statistics."""
+    if not _is_frozen(part.module):
         check_class(part, nn.BatchNorm2d, nn.SyncBatchNorm)
-        if norm.training or norm.running_mean is None or norm.running_var is None:
+        if takes_batch_statistics(part.module):
             raise Unfit(f"{part.name} takes batch statistics")
+    check_channels(part, channels)
+
+
+def check_any_norm(part: Part, channels: int) -> None:
+    """That it is a norm of fixed statistics, of the batch's, or of a group's."""
+    if not _is_frozen(part.module):
+        check_class(part, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
+    check_channels(part, channels)
+
+
+def takes_batch_statistics(norm: nn.Module) -> bool:
+    """Whether a norm does so in its present mode; of GroupNorm, which has groups', not asked."""
+    if _is_frozen(norm):
+        return False
+    return bool(norm.training or norm.running_mean is None or norm.running_var is None)
+
+
+def check_channels(part: Part, channels: int) -> None:
     if any(value is not None and value.shape != (channels,) for value in _tensors_of_norm(part)):
         raise Unfit(f"{part.name} is of other channels than {channels}")
 
@@ -93,8 +113,10 @@ def _is_frozen(norm: nn.Module) -> bool:
     return type(norm).__module__ == "torchvision.ops.misc" and type(norm).__name__ == "FrozenBatchNorm2d"
 
 
-def _tensors_of_norm(part: Part) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+def _tensors_of_norm(part: Part) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     norm = part.module
+    if isinstance(norm, nn.GroupNorm):
+        return norm.weight, norm.bias, None, None
     return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
@@ -108,7 +130,7 @@ def check_norm_dtypes(norms: Sequence[Part], values: Sequence[Tensor], like: Ten
     """Of all norms' weights, biases and statistics: one, that of their input or that of its sums."""
     # By sets, as below, since there are some dozens of tensors and this is done in every call.
     kinds = {value.dtype for value in values}
-    if len(kinds) > 1 or values[0].dtype not in (like.dtype, sum_dtype(like.dtype)):
+    if len(kinds) > 1 or not kinds <= {like.dtype, sum_dtype(like.dtype)}:
         raise Unfit(f"norms have {listed(kinds)}, their input {like.dtype}")
     for norm in norms:
         # It is plain arithmetic, which promotes; PyTorch's own norms keep the dtype of their input.

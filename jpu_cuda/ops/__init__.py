@@ -6,7 +6,8 @@ the compiled extension for CUDA tensors and from host execution for CPU tensors,
 
 from . import _training_steps, norm_relu  # noqa: F401  define operators that have no derivative to export
 from .separable_pyramid import SeparablePyramid
+from .trained_pyramid import TrainedPyramid
 from .upsample_concat import Upsample, UpsampleBackward, UpsampleConcat
 from .upsample_fold import UpsampleFold
 
-__all__ = ["SeparablePyramid", "Upsample", "UpsampleBackward", "UpsampleConcat", "UpsampleFold"]
+__all__ = ["SeparablePyramid", "TrainedPyramid", "Upsample", "UpsampleBackward", "UpsampleConcat", "UpsampleFold"]

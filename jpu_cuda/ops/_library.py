@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -66,6 +67,38 @@ def is_batched(tensors: Sequence[Tensor]) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """For derivatives: their tensors have the dtypes that the forward pass cast them to, and keep them."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+def differentiate(
+    function: Callable[[list[Tensor | None]], Tensor],
+    tensors: Sequence[Tensor | None],
+    gradient: Tensor,
+    needed: Sequence[bool],
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """The gradients of a reference's tensors: in batches, or with a graph of their own, for second derivatives."""
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(gradient.device):
+        pairs = zip(tensors, needed, strict=True)
+        inputs = [None if t is None else _leaf(t, wanted, create_graph) for t, wanted in pairs]
+        output = function(inputs)
+        asked = [t for t, wanted in zip(inputs, needed, strict=True) if wanted and t is not None]
+        found = iter(torch.autograd.grad(output, asked, gradient, create_graph=create_graph))
+    return [next(found) if wanted else None for wanted in needed]
+
+
+def _leaf(tensor: Tensor, wanted: bool, create_graph: bool) -> Tensor:
+    """What to differentiate by: an alias of its own, so that of tensors that depend on each other none counts twice."""
+    if create_graph:
+        return tensor.view_as(tensor)
+    if tensor.is_inference():
+        tensor = tensor.clone()
+    return tensor.detach().requires_grad_(wanted)
 
 
 def register_reference(name: str, function: Callable[..., Any], position: int = 0) -> None:

@@ -7,7 +7,6 @@ copied or viewed in every call. Affine terms are in the type of sums, float32, o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from ..reference import separable_pyramid as reference
 from ._library import (
     check_images,
     define,
+    differentiate,
     empty_image,
     is_batched,
     register,
@@ -133,25 +133,11 @@ def _by_reference(
     create_graph: bool,
 ) -> list[Tensor | None]:
     """The same by the reference: in batches, or with a graph of their own, for second derivatives."""
-    device = gradient.device.type
-    # The tensors have the dtypes that the forward pass cast them to; a convolution here must not cast them anew.
-    uncast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), uncast:
-        pairs = zip(tensors, needed, strict=True)
-        inputs = [None if t is None else _leaf(t, wanted, create_graph) for t, wanted in pairs]
-        output = _reference(*[*_grouped(inputs, levels, dilations), relu])
-        asked = [t for t, wanted in zip(inputs, needed, strict=True) if wanted and t is not None]
-        found = iter(torch.autograd.grad(output, asked, gradient, create_graph=create_graph))
-    return [next(found) if wanted else None for wanted in needed]
 
+    def function(inputs: list[Tensor | None]) -> Tensor:
+        return _reference(*[*_grouped(inputs, levels, dilations), relu])
 
-def _leaf(tensor: Tensor, wanted: bool, create_graph: bool) -> Tensor:
-    """What to differentiate by: an alias of its own, so that of tensors that depend on each other none counts twice."""
-    if create_graph:
-        return tensor.view_as(tensor)
-    if tensor.is_inference():
-        tensor = tensor.clone()
-    return tensor.detach().requires_grad_(wanted)
+    return differentiate(function, tensors, gradient, needed, create_graph)
 
 
 def _reference(
@@ -281,7 +267,7 @@ def _(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor], *r
     return results
 
 
-def _flops(levels: list[Any], depthwise: list[Any], pointwise: list[Any]) -> tuple[int, int]:
+def pyramid_flops(levels: list[Any], depthwise: list[Any], pointwise: list[Any]) -> tuple[int, int]:
     """Of all depthwise convolutions, and of all pointwise ones."""
     batch, _, height, width = levels[0]
     outputs, channels = pointwise[0][:2]
@@ -291,7 +277,7 @@ def _flops(levels: list[Any], depthwise: list[Any], pointwise: list[Any]) -> tup
 
 @register_flops("separable_pyramid")
 def _(levels: list[Any], depthwise: list[Any], pointwise: list[Any], *_rest: Any, **_options: Any) -> int:
-    return sum(_flops(levels, depthwise, pointwise))
+    return sum(pyramid_flops(levels, depthwise, pointwise))
 
 
 @register_flops("separable_pyramid_backward")
@@ -299,7 +285,7 @@ def _(levels: list[Any], depthwise: list[Any], pointwise: list[Any], *rest: Any,
     needed = rest[7]
     for_levels, for_depthwise = any(needed[: len(levels)]), any(needed[len(levels) :][i] for i in (0, 2, 3))
     for_pointwise = any(needed[len(levels) :][i] for i in (1, 4, 5))
-    small, large = _flops(levels, depthwise, pointwise)
+    small, large = pyramid_flops(levels, depthwise, pointwise)
     # Products with g for the pointwise weights, whose other side is computed anew; with the weights for the rest.
     by_weights = large * (for_levels or for_depthwise) + small * (for_levels + for_depthwise)
     return (small + large) * for_pointwise + by_weights

@@ -13,7 +13,7 @@ struct Entry {
   void (*start)(const char* name, const Memory&);
 };
 
-template <void (*Kernel)(Memory), int Threads = kThreads, int SharedBytes = 0>
+template <void (*Kernel)(Memory), int Threads = kThreads, int SharedBytes = 0, Access Scratch = Access::kScratch>
 void start(const char* name, const Memory& m) {
   launch(name, Kernel, {m.rows, Threads, SharedBytes}, m, nullptr, [&](auto declare) {
     const auto matrix = [&](const char* what, const float* data, int64_t columns, int64_t stride, Access access) {
@@ -21,7 +21,7 @@ void start(const char* name, const Memory& m) {
     };
     if (m.input) matrix("input", m.input, m.columns, m.input_stride, Access::kRead);
     matrix("output", m.output, m.output_columns, m.output_stride, Access::kWrite);
-    if (m.scratch) matrix("scratch", m.scratch, m.columns, m.scratch_stride, Access::kScratch);
+    if (m.scratch) matrix("scratch", m.scratch, m.columns, m.scratch_stride, Scratch);
   });
 }
 

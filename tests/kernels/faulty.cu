@@ -42,6 +42,9 @@ enum class Fault {
   kBlocksRace,
   kBlocksWriteWrite,
   kScratchUnwritten,
+  // of updated
+  kUpdateUnwritten,
+  kUpdateOfOthers,
   // of copied
   kNoWait,
   kNoCommit,
@@ -130,6 +133,19 @@ exchange(JPU_PARAMS Memory m) {
   block_barrier();
   if (F == Fault::kBlocksRace && block > 0) scratch -= m.scratch_stride;
   store(m.output + block * m.output_stride + t, scratch[kThreads - 1 - t]);
+}
+
+// Each row added to what is there, which is the output too.
+template <Fault F>
+JPU_KERNEL(kThreads, 1)
+updated(JPU_PARAMS Memory m) {
+  const int t = thread_index();
+  const int64_t block = block_index();
+  float* scratch = m.scratch + block * m.scratch_stride;
+  float sum = scratch[t] + load(m.input + block * m.input_stride + t);
+  if (F == Fault::kUpdateOfOthers && block + 1 < m.rows) sum += scratch[m.scratch_stride + t];
+  if (F != Fault::kUpdateUnwritten || t != 5) store(scratch + t, sum);
+  store(m.output + block * m.output_stride + t, sum);
 }
 
 // Sums of four neighbours, which another thread has copied to shared memory; what lies beyond the row is zero.
@@ -343,6 +359,9 @@ constexpr Entry kEntries[] = {
     {"blocks_race", &start<&exchange<Fault::kBlocksRace>>},
     {"blocks_write_write", &start<&exchange<Fault::kBlocksWriteWrite>>},
     {"scratch_unwritten", &start<&exchange<Fault::kScratchUnwritten>>},
+    {"updated", &start<&updated<Fault::kNone>, kThreads, 0, Access::kUpdate>},
+    {"update_unwritten", &start<&updated<Fault::kUpdateUnwritten>, kThreads, 0, Access::kUpdate>},
+    {"update_of_others", &start<&updated<Fault::kUpdateOfOthers>, kThreads, 0, Access::kUpdate>},
     {"no_wait", &start<&copied<Fault::kNoWait>>},
     {"no_commit", &start<&copied<Fault::kNoCommit>>},
     {"no_barrier_after_wait", &start<&copied<Fault::kNoBarrierAfterWait>>},

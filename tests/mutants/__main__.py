@@ -31,6 +31,10 @@ from . import (
     pyramid_operands,
     pyramid_policy,
     separable_pyramid,
+    training_depthwise,
+    training_norms,
+    training_products,
+    training_rows,
     upsample_concat,
     upsample_fold,
 )
@@ -42,10 +46,14 @@ FAULTS = [
     *upsample_concat.FAULTS,
     *upsample_fold.FAULTS,
     *norm_relu.FAULTS,
+    *training_rows.FAULTS,
     *separable_pyramid.FAULTS,
     *pyramid_operands.FAULTS,
     *pyramid_matrix.FAULTS,
     *pyramid_policy.FAULTS,
+    *training_norms.FAULTS,
+    *training_depthwise.FAULTS,
+    *training_products.FAULTS,
 ]
 LEAST_CAUGHT = 0.95
 TEST_FILES = (
@@ -53,6 +61,8 @@ TEST_FILES = (
     "test_upsample_concat_limits.py",
     "test_upsample_fold.py",
     "test_norm_relu.py",
+    "test_training_norms.py",
+    "test_training_rows.py",
 )
 
 ORACLE = Check("oracle", ["-m", "mutants.oracle", "--library", "LIBRARY"], 300)

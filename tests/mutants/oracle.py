@@ -22,7 +22,16 @@ from torch import Tensor
 
 from jpu_cuda import host, ops  # noqa: F401  ops defines torch.ops.jpu_cuda
 
-from . import fold_oracle, matrix_oracle, norm_relu_oracle, pyramid_oracle
+from . import (
+    fold_oracle,
+    matrix_oracle,
+    norm_relu_oracle,
+    pyramid_oracle,
+    training_depthwise_oracle,
+    training_norms_oracle,
+    training_products_oracle,
+    training_rows_oracle,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -421,8 +430,12 @@ def wrong_arguments_are_refused() -> None:
 
 CHECKS.update(fold_oracle.CHECKS)
 CHECKS.update(norm_relu_oracle.CHECKS)
+CHECKS.update(training_rows_oracle.CHECKS)
 CHECKS.update(pyramid_oracle.CHECKS)
 CHECKS.update(matrix_oracle.CHECKS)
+CHECKS.update(training_norms_oracle.CHECKS)
+CHECKS.update(training_depthwise_oracle.CHECKS)
+CHECKS.update(training_products_oracle.CHECKS)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -81,8 +81,8 @@ _EPILOGUE = [
     _changed(
         "output-vectors-mixed",
         _IO,
-        "[v * (V / 2) + x / 2]",
-        "[x / 2 * kVectors + v]",
+        "[v * (Vector<T>::kSize / 2) + x / 2]",
+        "[x / 2 * (kWarpSide / 4 / Vector<T>::kSize) + v]",
         "Vectors of outputs hold each other's results.",
     ),
     _changed(

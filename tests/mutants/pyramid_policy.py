@@ -5,7 +5,7 @@ from __future__ import annotations
 from .faults import Fault
 
 _FOLDER = "separable_pyramid"
-_LAUNCH, _FORWARD, _POLICY = f"{_FOLDER}/launch_matrix.h", f"{_FOLDER}/binding_forward.cpp", f"{_FOLDER}/policy.cpp"
+_LAUNCH, _RUN, _POLICY = f"{_FOLDER}/launch_matrix.h", f"{_FOLDER}/run.h", f"{_FOLDER}/policy.cpp"
 _CONFIG, _TILE, _NAMES = f"{_FOLDER}/matrix_config.h", f"{_FOLDER}/tile.h", f"{_FOLDER}/policy.h"
 
 
@@ -62,6 +62,18 @@ _PLANS = [
         _LAUNCH,
         "p.whole_vectors && ",
         "Terms of channels that fill no vector are read by vectors.",
+    ),
+    _without(
+        "plan-images-of-scales-anywhere",
+        _LAUNCH,
+        " &&\n                   p.inner.scale_image % kTerms == 0",
+        "An image's scales are read by vectors wherever they begin.",
+    ),
+    _without(
+        "plan-images-of-shifts-anywhere",
+        _LAUNCH,
+        " && p.inner.shift_image % kTerms == 0",
+        "An image's shifts are read by vectors wherever they begin.",
     ),
     _changed(
         "plan-chunks-of-all",
@@ -131,102 +143,102 @@ _PLANS = [
 _FORMATS = [
     _changed(
         "levels-copied-in-vain",
-        _FORWARD,
+        _RUN,
         "level.channels % V != 0 || channels_in_vectors<T>(level.data, level.stride)",
         "level.channels % V != 0",
         "Levels are copied that could be read as they lie.",
     ),
     _changed(
         "odd-levels-copied-in-vain",
-        _FORWARD,
+        _RUN,
         "level.channels % V != 0 || channels_in_vectors<T>(level.data, level.stride)",
         "channels_in_vectors<T>(level.data, level.stride)",
         "Levels are copied that are read by elements all the same.",
     ),
     _without(
         "levels-described-without-gaps",
-        _FORWARD,
+        _RUN,
         "      if (tensor.size(1) == 0) continue;\n",
         "A level without channels takes another's place.",
     ),
     _without(
         "level-copy-left-empty",
-        _FORWARD,
+        _RUN,
         "      torch::stable::copy_(copies_.back(), tensor);\n",
         "A level's copy holds whatever lies there.",
     ),
     _without(
         "level-copy-strides",
-        _FORWARD,
+        _RUN,
         "      level.stride = strides_of(copies_.back());\n",
         "A level's copy is read as the level lies.",
     ),
     _changed(
         "output-by-elements",
-        _FORWARD,
+        _RUN,
         "if (p.outputs % V == 0 && ",
         "if (p.outputs % V == 0 && false && ",
         "Outputs in other formats leave one by one.",
     ),
     _changed(
         "odd-outputs-copied-in-vain",
-        _FORWARD,
+        _RUN,
         "if (p.outputs % V == 0 && ",
         "if (",
         "Outputs are copied that are written by elements all the same.",
     ),
     _without(
         "output-copy-strides",
-        _FORWARD,
+        _RUN,
         "      p.output_stride = strides_of(target_);\n",
         "The output's copy is written as the output lies.",
     ),
-    _without("output-not-copied-back", _FORWARD, "      copy_back_ = true;\n", "The output is never written."),
+    _without("output-not-copied-back", _RUN, "      copy_back_ = true;\n", "The output is never written."),
     _changed(
         "policies-exchanged",
-        _FORWARD,
+        _RUN,
         "if (choice.policy == Policy::kMma) {",
         "if (choice.policy != Policy::kMma) {",
         "The single launch serves for the two passes.",
     ),
     _changed(
         "workspace-ignored",
-        _FORWARD,
-        "workspace_bytes > 0 ? workspace_bytes : device.cache_bytes / 2",
+        _RUN,
+        "bytes > 0 ? bytes : device.cache_bytes / 2",
         "device.cache_bytes / 2",
         "The two passes take more than they may.",
     ),
     _changed(
         "workspace-of-all-the-cache",
-        _FORWARD,
+        _RUN,
         "device.cache_bytes / 2;",
         "device.cache_bytes;",
         "h pushes all else out of the cache.",
     ),
     _changed(
         "workspace-waves-of-one-block",
-        _FORWARD,
+        _RUN,
         "size.tile_bytes, shares_of(p.outputs));",
         "size.tile_bytes, 1);",
         "Waves are counted as if each tile were one block.",
     ),
     _changed(
         "workspace-of-less-than-a-wave",
-        _FORWARD,
+        _RUN,
         "std::max(fitting, least)",
         "fitting",
         "A small cache leaves multiprocessors without work.",
     ),
     _changed(
         "workspace-passed-for-a-wave",
-        _FORWARD,
-        "workspace_bytes > 0 ? 1 : tiles_of_a_wave",
+        _RUN,
+        "bytes > 0 ? 1 : tiles_of_a_wave",
         "tiles_of_a_wave",
         "More is kept than the call allows.",
     ),
     _changed(
         "workspace-of-all-tiles",
-        _FORWARD,
+        _RUN,
         "std::min(std::max(fitting, least), size.tiles);",
         "size.tiles;",
         "All tiles' h is made before any is multiplied.",

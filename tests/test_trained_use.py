@@ -1,0 +1,311 @@
+"""What training code does with a model, beside a forward and a backward pass: kernels on host execution."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import pyramid
+from strategies import needs_host
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from trained import X_CHANNELS, assert_alike, call, levels_for, made, results
+
+from jpu_cuda import JPU, JPU_X, explain, host, models, use_backend
+
+pytestmark = needs_host
+
+MOMENTS = "separable_pyramid forward with moments"
+
+
+def bare(jpu: JPU, width: int = 8) -> JPU:
+    """Without stages: all that is left is the kernels'."""
+    jpu.conv3, jpu.conv4, jpu.conv5 = (nn.Sequential(nn.Identity()) for _ in range(3))
+    jpu.level_channels = (width,) * 3
+    return jpu
+
+
+# --- what is kept for the gradient ----------------------------------------------------------------------
+
+
+def saved_bytes(jpu: JPU, levels: list[Tensor], backend: str) -> int:
+    """Of the storages that a forward pass keeps, without parameters."""
+    storages: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in jpu.parameters()}
+    kept = []  # or an address might be given out again
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), use_backend(backend):
+        out = jpu.pyramid(levels)
+    assert out.requires_grad
+    return sum(size for address, size in storages.items() if address not in parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sixth_of_eagers_activations_is_kept(dtype: torch.dtype) -> None:
+    width = 32
+    jpu = bare(JPU((width,) * 3, width=width), width).to(dtype).train()
+    for norm in (m for m in jpu.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.float()  # as under autocast
+    sizes = ((32, 32), (16, 16), (8, 8))
+    levels = [x.requires_grad_() for x in pyramid((width,) * 3, sizes, dtype=dtype)]
+    ours, eager = (saved_bytes(jpu, levels, backend) for backend in ("host", "reference"))
+    assert eager >= 35 * width * 2 * 32 * 32 * dtype.itemsize
+    assert eager >= 6 * ours
+
+
+# --- gradients, precision, memory -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [JPU, JPU_X])
+def test_gradcheck_of_a_whole_module_in_training_mode(kind: type) -> None:
+    if kind is JPU:
+        module: nn.Module = JPU((2, 2, 2), width=2).double()
+        levels = pyramid((2, 2, 2), ((4, 3), (2, 2), (1, 2)), requires_grad=True)
+        inputs: list[Tensor] = [*levels, *module.parameters()]
+    else:
+        module = JPU_X(X_CHANNELS, width=64).double()
+        levels = pyramid(X_CHANNELS, ((2, 2), (2, 1), (1, 1)))
+        inputs = [module.jum_2.dilation1[1].weight, module.jum_1.dilation2[0].bn.bias]
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.0  # a check calls the module often
+
+    def function(*given: Tensor) -> Tensor:
+        with use_backend("host"):
+            return call(module, list(given[:3]) if kind is JPU else levels)
+
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=kind is JPU)
+
+
+def test_autocast_with_a_gradient_scaler() -> None:
+    """Of a few steps: losses, scale and parameters as PyTorch's, within its own rounding."""
+    found = {}
+    for backend in ("reference", "host"):
+        jpu = made("JPU").float().train()
+        optimizer = torch.optim.SGD(jpu.parameters(), lr=0.05, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        losses = []
+        with use_backend(backend), host.record() as launches:
+            for step in range(4):
+                levels = levels_for(jpu, dtype=torch.float32, seed=step)
+                with torch.autocast("cpu", torch.bfloat16):
+                    out = jpu(*levels)[-1]
+                    assert out.dtype == torch.bfloat16
+                    loss = (out.float() - 1).square().mean()
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                losses.append(float(loss.detach()))
+        assert {p.grad.dtype for p in jpu.parameters() if p.grad is not None} == {torch.float32}
+        assert [x.kernel for x in launches].count(MOMENTS) == (4 if backend == "host" else 0)
+        found[backend] = losses, scaler.get_scale()
+    (expected, scale), (ours, our_scale) = found.values()
+    assert scale == our_scale
+    assert ours[-1] < ours[0]
+    for one, other in zip(ours, expected, strict=True):
+        # Means over thousands of values, each of which bfloat16 may round otherwise a few times.
+        assert abs(one - other) <= 4 * torch.finfo(torch.bfloat16).eps * other
+
+
+def test_channels_last_in_and_out() -> None:
+    jpu = made("JPU").float().to(memory_format=torch.channels_last).train()
+    levels = [x.to(memory_format=torch.channels_last) for x in levels_for(jpu, dtype=torch.float32)]
+    levels = [x.requires_grad_() for x in levels]
+    with use_backend("host"):
+        out = jpu(*levels)[-1]
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    jpu.to(memory_format=torch.contiguous_format)
+    with use_backend("host"):
+        contiguous = jpu(*(x.detach().contiguous() for x in levels))[-1]
+    assert contiguous.is_contiguous()
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["without reentry", "with reentry"])
+def test_checkpointing_is_like_pytorchs(reentrant: bool) -> None:
+    """Running statistics move twice, as PyTorch's do, where anything in the checkpoint follows the JPU."""
+    found = []
+    for backend in ("reference", "host"):
+        jpu = made("JPU").train()
+        levels = levels_for(jpu, requires_grad=True)
+        with use_backend(backend):
+            out = checkpoint(lambda *x, jpu=jpu: jpu(*x)[-1].square(), *levels, use_reentrant=reentrant)
+            out.sum().backward()
+        found.append([out.detach(), *(p.grad for p in jpu.parameters()), *(x.grad for x in levels), *jpu.buffers()])
+    for expected, served in zip(*found, strict=True):
+        torch.testing.assert_close(served, expected, rtol=1e-9, atol=1e-8)
+
+
+def test_a_checkpoint_that_ends_with_the_jpu_moves_its_running_statistics_once() -> None:
+    """PyTorch stops to compute anew once it has all that was kept, which is before the statistics are moved."""
+    plain, kept = made("JPU").train(), made("JPU").train()
+    levels = levels_for(plain, requires_grad=True)
+    with use_backend("host"):
+        plain(*levels)
+        checkpoint(lambda *x: kept(*x)[-1], *levels, use_reentrant=False).sum().backward()
+    for name, buffer in plain.named_buffers():
+        if name.startswith("dilation"):
+            torch.testing.assert_close(kept.get_buffer(name), buffer)
+
+
+def test_gradients_accumulate() -> None:
+    found = []
+    for backend in ("reference", "host"):
+        jpu = made("JPU").train()
+        with use_backend(backend):
+            for seed in range(3):
+                (jpu(*levels_for(jpu, seed=seed))[-1].square().mean() / 3).backward()
+        found.append([p.grad for p in jpu.parameters()])
+    for expected, served in zip(*found, strict=True):
+        torch.testing.assert_close(served, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_gradient_twice_and_after_a_change() -> None:
+    jpu = bare(made("JPU")).train()
+    levels = pyramid((8, 8, 8), requires_grad=True)
+    with use_backend("host"):
+        out = jpu.pyramid(levels)
+    first = torch.autograd.grad(out.sum(), levels, retain_graph=True)
+    again = torch.autograd.grad(out.sum(), levels, retain_graph=True)
+    assert all(map(torch.equal, first, again))
+    with torch.no_grad():
+        jpu.dilation1[0].pointwise.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(out.sum(), levels)
+
+
+def test_the_output_may_be_written_into() -> None:
+    """It is not kept: q is."""
+    jpu = bare(made("JPU")).train()
+    levels = pyramid((8, 8, 8), requires_grad=True)
+    found = []
+    for backend in ("reference", "host"):
+        with use_backend(backend):
+            out = jpu.pyramid(levels)
+            found.append(torch.autograd.grad(out.mul_(2).sum(), levels))
+    for expected, served in zip(*found, strict=True):
+        torch.testing.assert_close(served, expected, rtol=1e-9, atol=1e-12)
+
+
+# --- copies and compilers -------------------------------------------------------------------------------
+
+
+def test_copies_are_trained_alike() -> None:
+    jpu = made("JPU").train()
+    levels = levels_for(jpu, requires_grad=True)
+    expected, _ = results(jpu, levels, "host")
+    average = torch.optim.swa_utils.AveragedModel(jpu, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    average.update_parameters(jpu)
+    for twin in (copy.deepcopy(jpu), pickle.loads(pickle.dumps(jpu)), average.module):
+        found, kernels = results(twin, levels, "host")
+        assert MOMENTS in kernels
+        for name, right in expected.items():
+            if right is not None:
+                torch.testing.assert_close(found[name], right, rtol=1e-12, atol=1e-12)
+
+
+def _step(jpu: JPU, optimizer: torch.optim.Optimizer, levels: list[Tensor]) -> Tensor:
+    optimizer.zero_grad()
+    loss = (jpu(*levels)[-1] - 1).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("norms", ["batch", "frozen"])
+def test_a_compiled_step_is_served(norms: str) -> None:
+    found: list[list[Any]] = []
+    for compiled in (False, True):
+        jpu = made("JPU").train()
+        if norms == "frozen":
+            for i in range(4):
+                jpu.branch(i).eval()
+        optimizer = torch.optim.SGD(jpu.parameters(), lr=0.1)
+        step = torch.compile(_step, backend="aot_eager") if compiled else _step
+        with use_backend("host"), host.record() as launches:
+            losses = [step(jpu, optimizer, levels_for(jpu, seed=seed)) for seed in range(2)]
+        kernels = [launch.kernel for launch in launches]
+        assert kernels.count(MOMENTS) == 2
+        assert kernels.count("separable_pyramid training level gradient") == 2
+        found.append([*losses, *jpu.parameters(), *jpu.buffers()])
+    torch._dynamo.reset()
+    for expected, served in zip(*found, strict=True):
+        torch.testing.assert_close(served, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_compiled_module_is_one_graph() -> None:
+    jpu = made("JPU").train()
+    levels = levels_for(jpu)
+    expected, _ = results(jpu, levels, "host")
+    with use_backend("host"):
+        out = torch.compile(jpu, fullgraph=True, backend="aot_eager")(*levels)[-1]
+    torch._dynamo.reset()
+    torch.testing.assert_close(out.detach(), expected["out"], rtol=1e-12, atol=1e-12)
+
+
+# --- what explain says ----------------------------------------------------------------------------------
+
+
+def test_explain_says_how_training_is_served() -> None:
+    jpu = made("JPU").float().train()
+    levels = levels_for(jpu, dtype=torch.float32)
+    with use_backend("host"):
+        training = explain(jpu, *levels)
+        with torch.no_grad():
+            calibrating = explain(jpu, *levels)
+            fixed = explain(jpu.eval(), *levels)
+    for answer in (training, calibrating):
+        assert (answer.backend, answer.policy) == ("host", "fma")
+        assert "one launch resizes, then the statistics of norms, all branches in one launch" in answer.reason
+    assert "one launch resizes and folds the norms, then all branches in one launch" in fixed.reason
+
+
+def test_modules_of_several_kinds_of_groups_are_pytorchs() -> None:
+    jpu = made("JPU").train()
+    jpu.dilation1[1] = nn.GroupNorm(2, 8).double()
+    with use_backend("host"):
+        reason = explain(jpu, *levels_for(jpu)).reason
+    assert "dilation1.1 and its like have groups of different kinds, 0 and 2" in reason
+    assert assert_alike(jpu, levels_for(jpu, requires_grad=True)) == [
+        "upsample_concat forward",
+        "upsample_concat backward",
+    ]
+
+
+# --- whole models ---------------------------------------------------------------------------------------
+
+
+def learned(backend: str, dtype: torch.dtype, steps: int) -> list[float]:
+    """Losses of a FastFCN that learns generated scenes, in which colours say nearly all."""
+    torch.manual_seed(0)
+    model = models.fastfcn("resnet50", "jpu", "fcn", num_classes=3, width=8).to(dtype).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(4, 3, 33, 40, generator=generator, dtype=torch.float64).to(dtype)
+    targets = images.argmax(1)
+    losses = []
+    for _ in range(steps):
+        torch.manual_seed(2)  # the head's dropout
+        with use_backend(backend), host.record() as launches:
+            logits = model(images)[0]
+            loss = F.cross_entropy(logits, targets)
+        assert (MOMENTS in [launch.kernel for launch in launches]) == (backend == "host")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_a_whole_fastfcn_learns_alike() -> None:
+    """In float64 its losses are PyTorch's but for rounding, which a step of a batch's statistics magnifies."""
+    expected, served = (learned(backend, torch.float64, steps=5) for backend in ("reference", "host"))
+    assert expected[-1] < expected[0]
+    assert served == pytest.approx(expected, rel=1e-8)
