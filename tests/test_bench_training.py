@@ -195,6 +195,34 @@ def test_a_step_has_the_loss_of_both_heads_and_one_truth_for_each_part():
     assert found["gradient of jpu"].shape == (count,)
 
 
+def test_where_rounding_may_decide_a_relu_the_gradient_is_zero(prepared):
+    output, gradient = prepared.truth["output"].value, prepared.gradient
+    undecided = gradient == 0
+    assert 0 < undecided.double().mean() < 0.1
+    least = output[~undecided & (output > 0)].min()
+    assert least > 0.01
+    assert output[undecided].max() <= least
+
+
+@pytest.mark.parametrize(("part", "dtype"), [("branches", "bfloat16"), ("jpu", "tf32")])
+def test_the_truth_is_that_of_float64(part, dtype):
+    """Seen by the gradient of the output norms' biases, a sum."""
+    prepared = training_workloads.prepare(replace(SMALL, part=part, dtype=dtype), CPU)
+    passes = prepared.truth["output"].value > 0
+    expected = (prepared.gradient.double() * passes).sum((0, 2, 3))
+    for i, bias in enumerate(expected.chunk(4), start=1):
+        truth = prepared.truth[f"gradient of jpu.dilation{i}.1.bias"].value
+        torch.testing.assert_close(truth, bias, rtol=1e-12, atol=1e-12)
+
+
+def test_a_relu_within_may_be_of_another_mind_in_float32():
+    """Gradients of a whole JPU are held to TF32's error, its output and the gradients of branches are not."""
+    branches, jpu = (training_workloads.prepare(replace(SMALL, part=part), CPU).truth for part in ("branches", "jpu"))
+    assert jpu["output"].error < 1e-5
+    assert branches["gradient of input 0"].root_mean_square < 1e-5
+    assert jpu["gradient of input 0"].root_mean_square > 1e-5
+
+
 def test_the_dilated_twin_has_no_jpu():
     model, *_ = training_workloads._build_step(replace(STEP, part="dilated"), CPU)
     assert model.model.jpu is None
