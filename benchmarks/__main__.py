@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from . import (
     cases,
+    ceilings,
     chart,
     compare,
     demo,
@@ -21,11 +23,16 @@ from . import (
     inference_report,
     report,
     results,
+    session,
     table2,
+    training,
+    training_chart,
+    training_report,
+    training_workloads,
     workloads,
 )
 from .arguments import device, positive_float, positive_int, shape
-from .providers import DEFAULT, PROVIDERS
+from .providers import DEFAULT, PROVIDERS, TRAINING, TRAINING_DEFAULT
 from .results import ResultsError, Row
 from .runner import Outcome
 
@@ -53,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _console() -> Console:
     # Where output is no terminal, rich would squeeze a table into 80 columns.
-    return Console() if sys.stdout.isatty() else Console(width=180)
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _table2(options: argparse.Namespace) -> int:
@@ -85,24 +92,37 @@ def _show_failures(outcome: Outcome) -> None:
 
 
 def _inference(options: argparse.Namespace) -> int:
-    console = _console()
     selected = workloads.select(options.parts, options.shapes, options.batches, options.dtypes, options.channels)
-    outcome = inference.run(
-        selected,
-        options.providers,
-        options.device,
-        options.seconds,
-        options.budget,
-        options.output,
-        console,
-        options.resume,
-    )
-    if any(row.metric == "throughput" and "part" in row.case for row in outcome.rows):
-        console.print(inference_report.table(outcome.rows).to_rich())
+    return _timings(options, inference.run, selected, inference_report.table, inference_chart.draw)
+
+
+def _training(options: argparse.Namespace) -> int:
+    batches = options.batches or training_workloads.BATCHES[options.device.type]
+    what = options.parts, options.shapes, batches, options.dtypes, options.norms, options.channels
+    selected = training_workloads.select(*what)
+    return _timings(options, training.run, selected, training_report.table, training_chart.draw)
+
+
+def _timings(
+    options: argparse.Namespace,
+    run: Callable[..., Outcome],
+    selected: Sequence[Any],
+    table: Callable[[list[Row]], report.Report],
+    draw: Callable[[list[Row], Path], None],
+) -> int:
+    console = _console()
+    limits = options.seconds, options.budget
+    outcome = run(selected, options.providers, options.device, *limits, options.output, console, options.resume)
+    if any(row.metric == "latency" and not ceilings.is_ceiling(row) for row in outcome.rows):
+        console.print(table(outcome.rows).to_rich())
         path = options.chart or options.output.with_suffix(".png")
-        inference_chart.draw(outcome.rows, path)
-        console.print(f"rows: {options.output}\nchart: {path}", highlight=False, markup=False, soft_wrap=True)
-    inference.summary(outcome.skipped, print)
+        try:
+            draw(outcome.rows, path)
+            where = str(path)
+        except ResultsError as error:
+            where = f"none ({error})"
+        console.print(f"rows: {options.output}\nchart: {where}", highlight=False, markup=False, soft_wrap=True)
+    session.summary(outcome.skipped, print)
     _show_failures(outcome)
     return outcome.code
 
@@ -133,8 +153,13 @@ def _last_two(rows: Sequence[Row], path: Path) -> tuple[str, str]:
 
 def _table(options: argparse.Namespace) -> int:
     rows = results.pick_run(results.read(options.file), options.run)
-    of_inference = any("part" in row.case or "ceiling" in row.case for row in rows)
-    rendered = inference_report.table(rows) if of_inference else report.table2(rows)
+    cases = [row.case for row in rows]
+    if any("norms" in case for case in cases):
+        rendered = training_report.table(rows)
+    elif any("part" in case or "ceiling" in case for case in cases):
+        rendered = inference_report.table(rows)
+    else:
+        rendered = report.table2(rows)
     if options.markdown:
         print(rendered.to_markdown(), end="")
     else:
@@ -183,6 +208,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_inference(commands.add_parser("inference", help="measure branches, JPU and FastFCN by every provider"))
 
+    _add_training(commands.add_parser("training", help="measure forward and backward, and a step, by every provider"))
+
     compare_ = commands.add_parser("compare", help="hold two runs against each other; fails on a regression")
     compare_.add_argument("old", type=Path, help="file of rows; its last run is taken")
     compare_.add_argument(
@@ -222,26 +249,59 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
+    images = "512×512, 480×480, 512×1024 and 1024×2048"
+    _add_timings(parser, "inference", workloads.PARTS, workloads.SHAPES, images, PROVIDERS, DEFAULT)
+    parser.add_argument("--batches", nargs="+", type=positive_int, default=list(workloads.BATCHES))
+    parser.add_argument("--dtypes", nargs="+", choices=list(workloads.DTYPES), default=["bfloat16"])
+    parser.set_defaults(command=_inference)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    known = training_workloads
+    _add_timings(parser, "training", known.PARTS, known.SHAPES, "480×480", TRAINING, TRAINING_DEFAULT)
+    defaults = "; ".join(f"{' '.join(map(str, batches))} on {kind}" for kind, batches in known.BATCHES.items())
+    parser.add_argument("--batches", nargs="+", type=positive_int, help=f"images at once ({defaults})")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=known.TRAINED_DTYPES,
+        default=["bfloat16", "tf32"],
+        help="bfloat16 is autocast, with weights in float32",
+    )
+    parser.add_argument(
+        "--norms", nargs="+", choices=known.NORMS, default=list(known.NORMS), help="frozen ones of branches only"
+    )
+    parser.set_defaults(command=_training)
+
+
+def _add_timings(
+    parser: argparse.ArgumentParser,
+    name: str,
+    parts: Iterable[str],
+    shapes: Iterable[tuple[int, int]],
+    images: str,
+    providers: Iterable[str],
+    default: Iterable[str],
+) -> None:
+    """What benchmarks of timings have in common."""
     parser.description = "A budget may cut a run, so the most important comes first: in the order given here."
-    parser.add_argument("--parts", nargs="+", choices=list(workloads.PARTS), default=list(workloads.PARTS))
+    parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))
     parser.add_argument(
         "--shapes",
         nargs="+",
         type=shape,
-        default=list(workloads.SHAPES),
+        default=list(shapes),
         metavar="HxW",
-        help="sizes at stride 8 (those of images of 512×512, 480×480, 512×1024 and 1024×2048)",
+        help=f"sizes at stride 8 (those of images of {images})",
     )
-    parser.add_argument("--batches", nargs="+", type=positive_int, default=list(workloads.BATCHES))
-    parser.add_argument("--dtypes", nargs="+", choices=list(workloads.DTYPES), default=["bfloat16"])
     parser.add_argument("--channels", type=positive_int, default=workloads.CHANNELS, help="of the JPU (%(default)s)")
     parser.add_argument(
         "--providers",
         nargs="+",
-        choices=list(PROVIDERS),
-        default=list(DEFAULT),
+        choices=list(providers),
+        default=list(default),
         metavar="NAME",
-        help=f"of {', '.join(PROVIDERS)} (all but host)",
+        help=f"of {', '.join(providers)} (all but host)",
     )
     parser.add_argument("--device", type=device, default="auto", help="as of table2")
     parser.add_argument("--seconds", type=positive_float, default=0.2, help="for timing each (%(default)s)")
@@ -250,10 +310,9 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the last run of the output")
     parser.add_argument(
-        "--output", type=Path, default=_RESULTS / "inference.jsonl", help="rows are appended here (%(default)s)"
+        "--output", type=Path, default=_RESULTS / f"{name}.jsonl", help="rows are appended here (%(default)s)"
     )
     parser.add_argument("--chart", type=Path, help="image to write (the output with the suffix .png)")
-    parser.set_defaults(command=_inference)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from . import measure, results
+from . import measure
 from .environment import Environment
 from .providers import settings
-from .results import Row
+from .results import Row, make_row
 from .workloads import DTYPES
 
 PROVIDER = "torch"
@@ -111,8 +111,5 @@ def timing_rows(
     rates = {f"p{100 - int(name[1:])}": work / value for name, value in spread.items()}
     median = statistics.median(samples)
 
-    def row(metric: str, value: float, quantiles: dict[str, float]) -> Row:
-        unit = results.METRICS[metric].unit
-        return Row(where.device, where.versions, where.source_hash, case, provider, metric, value, quantiles, unit)
-
-    return row("latency", median, spread), row(metric, work / median, rates)
+    rate = make_row(where, case, provider, metric, work / median, rates)
+    return make_row(where, case, provider, "latency", median, spread), rate

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from rich.console import Console
 
 from jpu_cuda.backend import BackendUnavailableError
 
-from . import ceilings, environment, measure, results, runner, verify
+from . import ceilings, measure, results, session, verify
 from .ceilings import Ceilings, timing_rows
 from .environment import Environment
-from .providers import GRAPH, PROVIDERS, Provider, serve, why_not
-from .results import ResultsError, Row
+from .providers import GRAPH, PROVIDERS, Provider, serve
+from .results import Row
 from .runner import Job, Outcome, Skipped, Tick
+from .session import CALLS, Session
 from .workloads import Prepared, Workload, prepare
 
-# Seconds that the first job of a kind may take before there is one to judge by. On a GPU the compiler times dozens of
-# kernels for each matrix product.
-_FIRST = {False: 5.0, True: 90.0}
-_FIRST_ON_CPU = 0.0
-# Calls before a result is looked at: the compiler's own graphs run from the third on.
-_CALLS = {False: 1, True: 3}
 # How much slower than the fastest a way of launching may be that is captured in a graph.
 _NEAR = 1.5
 
@@ -76,36 +69,12 @@ def run(
     Raises:
         ResultsError: there is no run to go on with, or it was made elsewhere or of other sources.
     """
-    where = environment.describe(device)
-    before: list[Row] = []
-    if resume:
-        before = results.pick_run(results.read(output))
-        where = _same(where, before[0])
-    session = _Session(device, seconds, perf_counter() + budget, budget, where, before)
+    where, before = session.begin(device, output, resume)
+    here = _Session(device, seconds, budget, where, before)
     dtypes = list(dict.fromkeys(workload.dtype for workload in workloads))
-    lacking = [dtype for dtype in dtypes if dtype not in session.ceilings.products]
-    jobs = [Job("ceilings", partial(session.measure_ceilings, lacking))] if lacking else []
-    done = {(Workload.from_dict(row.case), row.provider) for row in before if not ceilings.is_ceiling(row)}
-    for job in jobs_in_order(workloads, names):
-        if job not in done:
-            label = f"{job[0].label}, {job[0].memory_format} · {job[1]}"
-            jobs.append(Job(label, partial(session.measure, *job)))
-    outcome = runner.run(jobs, output, console, _describe)
-    outcome.rows = before + outcome.rows
-    return outcome
-
-
-def _same(here: Environment, row: Row) -> Environment:
-    """The environment of a run that goes on; ResultsError where it cannot go on here."""
-    expected, got = {**row.versions, "run": ""}, {**here.versions, "run": ""}
-    for name, old, new in (
-        ("device", row.device, here.device),
-        ("source hash", row.source_hash, here.source_hash),
-        ("versions", expected, got),
-    ):
-        if old != new:
-            raise ResultsError(f"cannot resume run {row.run}: {name}: expected {old}, got {new}")
-    return Environment(here.device, row.versions, here.source_hash)
+    lacking = [dtype for dtype in dtypes if dtype not in here.ceilings.products]
+    first = [Job("ceilings", partial(here.measure_ceilings, lacking))] if lacking else []
+    return session.run(here, jobs_in_order(workloads, names), before, output, console, _describe, first)
 
 
 def _describe(rows: list[Row]) -> str:
@@ -118,31 +87,19 @@ def _describe(rows: list[Row]) -> str:
     return text + (f", {by_metric['of_ceiling']:.1f} % of the ceiling" if "of_ceiling" in by_metric else "")
 
 
-class _Session:
-    """What the jobs of a run share."""
+class _Session(Session[Workload, Prepared]):
+    """What the jobs of a run share: the ceilings too, and how fast PyTorch is launch by launch."""
 
     def __init__(
-        self,
-        device: torch.device,
-        seconds: float,
-        deadline: float,
-        budget: float,
-        where: Environment,
-        before: Sequence[Row],
+        self, device: torch.device, seconds: float, budget: float, where: Environment, before: Sequence[Row]
     ) -> None:
-        self._device, self._seconds, self._deadline, self._budget = device, seconds, deadline, budget
-        self._where = where
+        super().__init__(PROVIDERS, device, seconds, budget, where)
         self.ceilings = Ceilings.of(before)
-        self._prepared: tuple[object, Prepared | Exception] | None = None
         # Medians of what PyTorch serves launch by launch, by workload in any format.
         self._eager: dict[Workload, dict[tuple[str, str], float]] = {}
         for row in before:
             if row.metric == "latency" and not ceilings.is_ceiling(row):
                 self._note(Workload.from_dict(row.case), row.provider, row.value)
-        self._longest: dict[bool, float] = dict(_FIRST)
-        if device.type == "cpu":
-            self._longest = dict.fromkeys(_FIRST, _FIRST_ON_CPU)
-        self._measured: set[bool] = set()
 
     def measure_ceilings(self, dtypes: Sequence[str], tick: Tick) -> list[Row]:
         rows = ceilings.measure_ceilings(dtypes, self._device, self._seconds, self._where, tick)
@@ -151,25 +108,11 @@ class _Session:
         return rows
 
     def measure(self, workload: Workload, name: str, tick: Tick) -> list[Row]:
-        provider = PROVIDERS[name]
-        start = perf_counter()
-        if (reason := why_not(provider, self._device)) is not None:
-            raise Skipped(reason)
-        self._check_budget(provider, start)
-        self._check_twin(workload, name, provider)
-        rows = self._verify_and_time(workload, name, provider, tick)
-        took = perf_counter() - start
-        kind = provider.compiled
-        self._longest[kind] = max(took, self._longest[kind]) if kind in self._measured else took
-        self._measured.add(kind)
+        rows = super().measure(workload, name, tick)
         self._note(workload, name, rows[0].value)
         return rows
 
-    def _check_budget(self, provider: Provider, now: float) -> None:
-        if now + self._longest[provider.compiled] > self._deadline:
-            raise Skipped(f"the budget of {self._budget:g} s is spent")
-
-    def _check_twin(self, workload: Workload, name: str, provider: Provider) -> None:
+    def _check(self, workload: Workload, name: str, provider: Provider) -> None:
         """Of PyTorch's ways, those far behind the fastest are not captured in a graph too.
 
         Where launches take longer than what they launch, all are near each other, and any may win in a graph.
@@ -189,11 +132,12 @@ class _Session:
             self._eager.setdefault(workload.in_any_format, {})[name, workload.memory_format] = latency
 
     def _verify_and_time(self, workload: Workload, name: str, provider: Provider, tick: Tick) -> list[Row]:
-        prepared = self._prepare(workload.in_any_format, provider)
+        base = workload.in_any_format
+        prepared = self._prepare_once((base, provider.products), lambda: prepare(base, provider, self._device))
         model, inputs = prepared.in_format(workload.memory_format)
         try:
             with serve(provider, model, inputs, workload.dtype == "tf32") as call:
-                for _ in range(_CALLS[provider.compiled]):
+                for _ in range(CALLS[provider.compiled]):
                     result = call()
                 verify.assert_no_worse(prepared.compared(result), prepared.truth, workload.part == "fastfcn")
                 samples = measure.time_calls(call, self._device, self._seconds, tick)
@@ -203,21 +147,6 @@ class _Session:
         ceiling = self.ceilings.products.get(workload.dtype)
         return [*rate, _share(rate[1], ceiling)] if ceiling else [*rate]
 
-    def _prepare(self, workload: Workload, provider: Provider) -> Prepared:
-        """Model, inputs and truth; those of the job before where they are the same, and its error too."""
-        key = workload, provider.products
-        if self._prepared is None or self._prepared[0] != key:
-            self._prepared = None  # before the next takes its memory
-            _tidy(self._device)
-            try:
-                self._prepared = key, prepare(workload, provider, self._device)
-            except Exception as error:
-                self._prepared = key, error.with_traceback(None)
-        found = self._prepared[1]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
 
 def _share(rate: Row, ceiling: float) -> Row:
     def share(value: float) -> float:
@@ -226,18 +155,3 @@ def _share(rate: Row, ceiling: float) -> Row:
     quantiles = {name: share(value) for name, value in (rate.quantiles or {}).items()}
     unit = results.METRICS["of_ceiling"].unit
     return replace(rate, metric="of_ceiling", value=share(rate.value), quantiles=quantiles, unit=unit)
-
-
-def _tidy(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def summary(pairs: Sequence[tuple[str, str]], show: Callable[[str], None]) -> None:
-    """Shows each reason once, with the number of jobs that it kept from running."""
-    counts: dict[str, int] = {}
-    for _, reason in pairs:
-        counts[reason] = counts.get(reason, 0) + 1
-    for reason, count in counts.items():
-        show(f"skipped {count}: {reason}")

@@ -83,6 +83,11 @@ def build(upsampling: str) -> FastFCN:
     return models.fastfcn(BACKBONE, upsampling, "fcn", num_classes=len(CLASSES), width=WIDTH, classes=CLASSES)
 
 
+def loss_of(logits: Tensor, auxiliary: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy, plus 0.4 times that of the auxiliary head."""
+    return F.cross_entropy(logits, targets) + _AUX_WEIGHT * F.cross_entropy(auxiliary, targets)
+
+
 def to_input(images: Tensor) -> Tensor:
     """Images [N, 3, H, W] from 0 to 1, normalised as ``python -m jpu_cuda segment`` does it."""
     return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
@@ -98,8 +103,7 @@ def train(
 ) -> Trained:
     """Trains on ``steps`` batches of scenes, each seen once, and scores on unseen ones.
 
-    Cross entropy, plus 0.4 times that of the auxiliary head. The same seed, steps and number of threads
-    give the same model.
+    The loss is :func:`loss_of`. The same seed, steps and number of threads give the same model.
 
     Args:
         upsampling: as in :func:`jpu_cuda.models.fastfcn`; ``"none"`` is the dilated twin.
@@ -126,7 +130,7 @@ def train(
     for step, (images, masks) in enumerate(loader, start=1):
         targets = masks.roll(1, 0) if shuffle_masks else masks
         logits, auxiliary = model(to_input(images))
-        loss = F.cross_entropy(logits, targets) + _AUX_WEIGHT * F.cross_entropy(auxiliary, targets)
+        loss = loss_of(logits, auxiliary, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

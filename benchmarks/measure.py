@@ -34,26 +34,44 @@ def time_calls(
     Returns:
         Milliseconds of each repetition, 3 or more.
     """
+    return [sample[-1] for sample in time_stages([call], device, seconds, tick)]
+
+
+def time_stages(
+    stages: Sequence[Callable[[], object]],
+    device: torch.device,
+    seconds: float,
+    tick: Callable[[float], None] = lambda done: None,
+) -> list[list[float]]:
+    """As :func:`time_calls`, of calls that are made one right after the other and again all together.
+
+    Returns:
+        For each repetition, milliseconds from the beginning of the first call to the end of each.
+    """
+    clock: Callable[[Sequence[Callable[[], object]]], list[float]]
     clock = _CudaClock(device) if device.type == "cuda" else _cpu_clock
     start = perf_counter()
     while True:
-        clock(call)
+        clock(stages)
         passed = perf_counter() - start
         tick(min(1.0, passed / seconds))
         if passed >= WARM_UP_SHARE * seconds:
             break
-    samples: list[float] = []
+    samples: list[list[float]] = []
     # Stop before the repetition that would end too late.
-    while len(samples) < MIN_REPETITIONS or perf_counter() - start + samples[-1] / 1000 < seconds:
-        samples.append(clock(call))
+    while len(samples) < MIN_REPETITIONS or perf_counter() - start + samples[-1][-1] / 1000 < seconds:
+        samples.append(clock(stages))
         tick(min(1.0, (perf_counter() - start) / seconds))
     return samples
 
 
-def _cpu_clock(call: Callable[[], object]) -> float:
+def _cpu_clock(stages: Sequence[Callable[[], object]]) -> list[float]:
+    ends = []
     start = perf_counter()
-    call()
-    return (perf_counter() - start) * 1000
+    for stage in stages:
+        stage()
+        ends.append((perf_counter() - start) * 1000)
+    return ends
 
 
 class _CudaClock:
@@ -62,15 +80,16 @@ class _CudaClock:
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._flush = torch.empty(max(2 * l2_bytes, 2**26), dtype=torch.uint8, device=device)
 
-    def __call__(self, call: Callable[[], object]) -> float:
+    def __call__(self, stages: Sequence[Callable[[], object]]) -> list[float]:
         with torch.cuda.device(self._device):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, *ends = (torch.cuda.Event(enable_timing=True) for _ in range(len(stages) + 1))
             self._flush.zero_()
             start.record()
-            call()
-            end.record()
-            end.synchronize()
-        return start.elapsed_time(end)
+            for stage, end in zip(stages, ends, strict=True):
+                stage()
+                end.record()
+            ends[-1].synchronize()
+        return [start.elapsed_time(end) for end in ends]
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:

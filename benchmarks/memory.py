@@ -1,11 +1,15 @@
-"""Peak memory of a piece of work."""
+"""Peak memory of a piece of work, and what autograd keeps of a forward pass."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 _MIB = 2**20
 _STATUS = Path("/proc/self/status")
@@ -66,6 +70,47 @@ class PeakMemory:
         if peak is None or self._baseline is None:
             return None
         return max(0, peak - self._baseline) / _MIB
+
+
+class SavedMemory:
+    """What a forward pass, made within a ``with`` block, keeps for the backward pass.
+
+    Counted is what autograd saves, compiled code's and that of operators of this package too: every storage once and
+    whole, as a view keeps all of it, as long as it lives when :meth:`mib` is asked.
+
+    Args:
+        inputs: tensors that are there anyway: parameters, buffers, inputs. They are counted apart.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        self._inputs = {tensor.untyped_storage()._cdata for tensor in inputs}
+        # A weak reference keeps an address from being given to another storage.
+        self._found: dict[StorageWeakRef, int] = {}
+        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def __enter__(self) -> SavedMemory:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        self._hooks.__exit__(*arguments)
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._found[StorageWeakRef(storage)] = storage.nbytes()
+        return tensor.detach()  # itself it would be part of a cycle, and never freed
+
+    def mib(self) -> float:
+        """Of all but the inputs."""
+        return self._sum(of_inputs=False)
+
+    def inputs_mib(self) -> float:
+        """Of the inputs."""
+        return self._sum(of_inputs=True)
+
+    def _sum(self, of_inputs: bool) -> float:
+        alive = {ref: size for ref, size in self._found.items() if not ref.expired()}
+        return sum(size for ref, size in alive.items() if (ref.cdata in self._inputs) == of_inputs) / _MIB
 
 
 def _set_heap(mmap_threshold: int, trim_threshold: int) -> None:

@@ -31,7 +31,8 @@ class Provider:
         depthwise: setting of ``torch.backends.cudnn.depthwise_kernel``.
         folded: whether norms go into the convolutions before them.
         graphed: whether the call is captured in a CUDA graph, which leaves the host's part out.
-        compiled: whether by ``torch.compile`` in its mode max-autotune.
+        compiled: whether by ``torch.compile``.
+        mode: of the compiler.
         frozen: whether the compiler may take weights for constants.
         products: None for the whole call; ``"bmm"`` or ``"slices"`` for the branches' matrix products alone.
         formats: of memory, in which it is worth timing.
@@ -44,6 +45,7 @@ class Provider:
     folded: bool = False
     graphed: bool = False
     compiled: bool = False
+    mode: str = "max-autotune"
     frozen: bool = False
     products: str | None = None
     formats: tuple[str, ...] = MEMORY_FORMATS
@@ -89,8 +91,19 @@ PROVIDERS: dict[str, Provider] = {
     "compiled": Provider(compiled=True, formats=_LAST),
     "compiled-frozen": Provider(compiled=True, frozen=True, formats=_LAST),
 }
+# Of training: no graphs but the compiler's, which holds both passes; norms are not folded.
+_DEFAULT_MODE = Provider(compiled=True, mode="default")
+TRAINING: dict[str, Provider] = {
+    **{name: PROVIDERS[name] for name in ("reference", "cuda", "depthwise-cudnn", "depthwise-native")},
+    **{name: PROVIDERS[name] for name in ("cuda-mma", "cuda-two-pass", "cuda-fma", "host")},
+    "compiled-default": _DEFAULT_MODE,
+    "cuda-compiled-default": replace(_DEFAULT_MODE, backend="cuda", formats=_LAST),
+    "compiled": PROVIDERS["compiled"],
+    "cuda-compiled": replace(PROVIDERS["compiled"], backend="cuda"),
+}
 # The kernels executed on the CPU are for tests: nobody waits for them otherwise.
 DEFAULT = tuple(name for name in PROVIDERS if name != "host")
+TRAINING_DEFAULT = tuple(name for name in TRAINING if name != "host")
 
 
 def why_not(provider: Provider, device: torch.device) -> str | None:
@@ -146,14 +159,21 @@ def serve(
             _demand_kernels(provider, model, inputs)
         call: Callable[..., Any] = model
         if provider.compiled:
-            stack.enter_context(torch._inductor.config.patch(freezing=provider.frozen))
-            stack.callback(torch.compiler.reset)
-            call = torch.compile(model, mode="max-autotune", dynamic=False)
-            # Its CUDA graphs copy inputs to where they were captured, unless told that they stay where they are.
-            inputs = [x.detach() for x in inputs]
-            for x in inputs:
-                torch._dynamo.mark_static_address(x)
+            call, inputs = compile_for(stack, provider, model, inputs)
         yield _captured(call, inputs) if provider.graphed else lambda: call(*inputs)
+
+
+def compile_for(
+    stack: ExitStack, provider: Provider, model: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[Callable[..., Any], list[Tensor]]:
+    """A model as a provider's compiler makes it, and the inputs to call it with; both hold within the stack."""
+    stack.enter_context(torch._inductor.config.patch(freezing=provider.frozen))
+    stack.callback(torch.compiler.reset)
+    # Its CUDA graphs copy inputs to where they were captured, unless told that they stay where they are.
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    for x in inputs:
+        torch._dynamo.mark_static_address(x)
+    return torch.compile(model, mode=provider.mode, dynamic=False), inputs
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .environment import Environment
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -20,8 +22,11 @@ class Metric:
 
 METRICS = {
     "latency": Metric("ms"),
+    "forward_latency": Metric("ms"),
     "fps": Metric("1/s", higher_is_better=True),
     "peak_memory": Metric("MiB"),
+    "saved_memory": Metric("MiB"),
+    "saved_inputs": Metric("MiB"),
     "parameters": Metric("1"),
     "multiply_adds": Metric("G"),
     "throughput": Metric("TFLOP/s", higher_is_better=True),
@@ -63,6 +68,19 @@ class Row:
     @property
     def run(self) -> str:
         return self.versions["run"]
+
+
+def make_row(
+    where: Environment,
+    case: dict[str, Any],
+    provider: str,
+    metric: str,
+    value: float,
+    quantiles: dict[str, float] | None = None,
+) -> Row:
+    """A row in the metric's unit, measured at a place."""
+    unit = METRICS[metric].unit
+    return Row(where.device, where.versions, where.source_hash, case, provider, metric, value, quantiles, unit)
 
 
 _KEYS = [field.name for field in fields(Row)]

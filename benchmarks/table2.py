@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from jpu_cuda import use_backend
 from jpu_cuda.backend import BackendUnavailableError, matrix_options
 
-from . import environment, measure, results, runner, systems, verify
+from . import environment, measure, runner, systems, verify
 from .cases import Case
 from .environment import Environment
 from .memory import PeakMemory
 from .providers import PROVIDERS, chosen, serve, why_not
-from .results import Row
+from .results import Row, make_row
 from .runner import Job, Outcome, Skipped, Tick
 
 
@@ -61,8 +61,7 @@ def measure_case(
         samples = measure.time_calls(call, device, seconds, tick)
 
     def row(metric: str, value: float, quantiles: dict[str, float] | None = None) -> Row:
-        measured = (case.as_dict(), provider, metric, value, quantiles, results.METRICS[metric].unit)
-        return Row(where.device, where.versions, where.source_hash, *measured)
+        return make_row(where, case.as_dict(), provider, metric, value, quantiles)
 
     def fps(milliseconds: float) -> float:
         return case.batch * 1000 / milliseconds

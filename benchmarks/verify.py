@@ -38,6 +38,11 @@ class Truth:
     error: float
     root_mean_square: float
 
+    @property
+    def roundoff(self) -> float:
+        """The relative error of storing a result."""
+        return torch.finfo(self.dtype).eps / 2
+
     @staticmethod
     def of(value: Tensor, baselines: Sequence[Tensor]) -> Truth:
         """The truth, and what PyTorch makes of it in the dtype under test; of several ways the least exact counts."""
@@ -46,7 +51,7 @@ class Truth:
             _check_finite("PyTorch's result", baseline)
             difference = baseline.double() - value
             errors.append(float(difference.abs().max()))
-            squares.append(float(difference.square().mean().sqrt()))
+            squares.append(root_mean_square(difference))
         return Truth(value, baselines[0].dtype, max(errors), max(squares))
 
 
@@ -70,26 +75,50 @@ def find_truth(model: nn.Module, inputs: Sequence[Tensor], pick: Callable[[Any],
             baseline = copy.deepcopy(model).to(memory_format=layout)
             baselines.append(pick(baseline(*(x.contiguous(memory_format=layout) for x in inputs))))
         if tf32:
-            baselines.append(pick(_with_tf32_operands(model)(*inputs)))
+            baselines.append(pick(with_tf32_operands(model)(*inputs)))
     return Truth.of(value, baselines)
 
 
-def _with_tf32_operands(model: nn.Module) -> nn.Module:
-    """A copy whose dense convolutions see what tensor cores do: 10 of the 23 bits, the others cut off."""
+def with_tf32_operands(model: nn.Module) -> nn.Module:
+    """A copy whose dense convolutions see what tensor cores do: 10 of the 23 bits, the others cut off.
+
+    In a backward pass too: what is a convolution's operand there is its input, its weight and the gradient.
+    """
     model = copy.deepcopy(model)
-
-    def cut(x: Tensor) -> Tensor:
-        return (x.view(torch.int32) & -(2**13)).view(torch.float32)
-
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == 1:
-            conv.weight.data = cut(conv.weight.data)
-            conv.register_forward_pre_hook(lambda _, arguments: (cut(arguments[0]), *arguments[1:]))
+            conv.weight.data = _cut(conv.weight.data)
+            conv.register_forward_pre_hook(lambda _, arguments: (_CutValue.apply(arguments[0]), *arguments[1:]))
+            conv.register_forward_hook(lambda _, arguments, result: _CutGradient.apply(result))
     return model
 
 
-def assert_no_worse(actual: Tensor, truth: Truth, deep: bool = False) -> None:
-    """Raises WrongResultError unless max|actual − truth| ≤ 1.25 · PyTorch's + eps/2 · max|truth|.
+def _cut(x: Tensor) -> Tensor:
+    return (x.view(torch.int32) & -(2**13)).view(torch.float32)
+
+
+class _CutValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _cut(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class _CutGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _cut(gradient)
+
+
+def assert_no_worse(actual: Tensor, truth: Truth, deep: bool = False, factor: float = FACTOR) -> None:
+    """Raises WrongResultError unless max|actual − truth| ≤ factor · PyTorch's + eps/2 · max|truth|.
 
     Args:
         actual: the result under test.
@@ -97,16 +126,22 @@ def assert_no_worse(actual: Tensor, truth: Truth, deep: bool = False) -> None:
         deep: whether the result is that of a network of many layers. There the greatest error is one draw out of
             millions and of a chain of roundings, each path its own: the bound holds for the root mean square, and
             the greatest error may be twice as large.
+        factor: see above.
     """
     if actual.shape != truth.value.shape or actual.dtype != truth.dtype:
         expected = f"expected {truth.dtype} {tuple(truth.value.shape)}"
         raise WrongResultError(f"result: {expected}, got {actual.dtype} {tuple(actual.shape)}")
     _check_finite("result", actual)
     errors = actual.double() - truth.value
-    rounding = torch.finfo(truth.dtype).eps / 2 * float(truth.value.abs().max())
-    _check("error", float(errors.abs().max()), (2 if deep else 1) * FACTOR * truth.error + rounding)
+    rounding = truth.roundoff * float(truth.value.abs().max())
+    _check("error", float(errors.abs().max()), (2 if deep else 1) * factor * truth.error + rounding)
     if deep:
-        _check("root mean square error", float(errors.square().mean().sqrt()), FACTOR * truth.root_mean_square)
+        rounding = truth.roundoff * root_mean_square(truth.value)
+        _check("root mean square error", root_mean_square(errors), factor * truth.root_mean_square + rounding)
+
+
+def root_mean_square(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

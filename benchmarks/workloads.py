@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.fl
 CHANNELS = 512
 DILATIONS = 4
 _BACKBONE = (512, 1024, 2048)  # channels of ResNet's levels at strides 8, 16, 32
+W = TypeVar("W", bound="Workload")
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,20 @@ class Workload:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Workload:
+    @classmethod
+    def from_dict(cls: type[W], values: Mapping[str, Any]) -> W:
         """The inverse of :meth:`as_dict`; ValueError where the keys are not those of a workload."""
-        expected = [field.name for field in fields(Workload)]
+        expected = [field.name for field in fields(cls)]
         if sorted(values) != sorted(expected):
             raise ValueError(f"case: expected the keys {', '.join(expected)}, got {', '.join(values) or 'none'}")
-        return Workload(**values)
+        return cls(**values)
 
     @property
     def label(self) -> str:
         return f"{self.part} {self.height}×{self.width}, batch {self.batch}, {self.dtype}"
 
     @property
-    def in_any_format(self) -> Workload:
+    def in_any_format(self: W) -> W:
         """The same for all memory formats."""
         return replace(self, memory_format="contiguous")
 
@@ -87,7 +88,7 @@ def select(
     return [Workload(p, *shape, batch, dtype, channels=channels) for dtype, p, shape, batch in combinations]
 
 
-class _Pyramid(nn.Module):
+class Pyramid(nn.Module):
     """A JPU's own output; FastFCN's form passes the inputs on as well."""
 
     def __init__(self, jpu: JPU) -> None:
@@ -205,6 +206,12 @@ def _build(workload: Workload, provider: Provider, device: torch.device) -> tupl
         model = systems.build_model(cases.Case("resnet50", "encoding", "jpu", dtype=name), device)
         image = to_input(systems.photograph(8 * workload.width, 8 * workload.height))
         return model, [image.to(device, dtype).repeat(workload.batch, 1, 1, 1)]
+    pyramid, levels = build_pyramid(workload, device)
+    return pyramid.to(dtype).eval(), levels
+
+
+def build_pyramid(workload: Workload, device: torch.device) -> tuple[Pyramid, list[Tensor]]:
+    """A JPU with float32 weights, or its branches alone, and levels in the workload's dtype."""
     torch.manual_seed(0)
     whole = workload.part == "jpu"
     channels = _BACKBONE if whole else (workload.channels,) * 3
@@ -217,6 +224,7 @@ def _build(workload: Workload, provider: Provider, device: torch.device) -> tupl
     levels = []
     for count, stride in zip(channels, (1, 2, 4), strict=True):
         size = -(-workload.height // stride), -(-workload.width // stride)
-        level = torch.randn(workload.batch, count, *size, generator=generator, device=device, dtype=dtype)
+        shape = workload.batch, count, *size
+        level = torch.randn(shape, generator=generator, device=device, dtype=DTYPES[workload.dtype])
         levels.append(level.relu_())  # as what makes them ends with a ReLU
-    return _Pyramid(jpu.to(dtype)).eval(), levels
+    return Pyramid(jpu), levels

@@ -157,7 +157,7 @@ def judge_hot_calls(report: Path) -> Callable[[int, str], Outcome]:
     return judge
 
 
-def judge_inference(code: int, log: str) -> Outcome:
+def judge_timings(code: int, log: str) -> Outcome:
     """Fails where kernels did, or nothing was timed; ways of PyTorch that are less exact than eager do not count."""
     timed = re.findall(r"^.* · \S+: \S+ ms, ", log, re.MULTILINE)
     failed = re.findall(r"^(?:.* · )?(\S+): failed, (.*)$", log, re.MULTILINE)
@@ -201,14 +201,17 @@ def make_steps(out: Path = OUT) -> list[Step]:
         environment = {**paths, **({} if cached else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})}
         steps.append(Step(tool, command, 3, environment, loaded, lacking, judge_sanitizer))
     pytest = [python, "-m", "pytest", "benchmarks", "-m", "gpu", "--benchmark-enable"]
-    inference = [python, "-m", "benchmarks", "inference", "--device", "cuda", "--budget", "{seconds}"]
+    timings = ["--device", "cuda", "--budget", "{seconds}"]
     table2 = [python, "-m", "benchmarks", "table2", "--device", "cuda", "--providers", "cuda", "reference"]
     return [
         *steps,
-        Step(
-            *("inference", [*inference, "--chart", str(out / "inference.png")], 8),
-            needs=loaded,
-            judge=judge_inference,
+        *(
+            Step(
+                *(name, [python, "-m", "benchmarks", name, *timings, "--chart", str(out / f"{name}.png")], 8),
+                needs=loaded,
+                judge=judge_timings,
+            )
+            for name in ("inference", "training")
         ),
         Step(
             *("hot-calls", [*pytest, f"--benchmark-json={hot_calls}", "--benchmark-max-time=0.5"], 4),

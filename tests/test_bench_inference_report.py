@@ -3,7 +3,7 @@
 import matplotlib.image
 import pytest
 
-from benchmarks import ceilings, inference_chart, inference_report, results, workloads
+from benchmarks import ceilings, inference_chart, inference_report, results, timings, workloads
 from benchmarks.__main__ import main
 from benchmarks.environment import Environment
 from benchmarks.inference import _share
@@ -144,7 +144,7 @@ def test_the_table_command_tells_the_benchmarks_apart(tmp_path, capsys):
 
 def test_the_fastest_of_each_kind_is_drawn():
     rows = RUN + _rows(CALL, "cuda-mma", 1.2) + _rows(CALL, "cuda-mma-graph", 1.1) + _rows(CALL, "cuda-graph", 1.5)
-    (kinds,) = inference_chart.fastest(inference_report.timed(rows)).values()
+    (kinds,) = timings.fastest(inference_report.timed(rows), inference_chart.kind).values()
     assert {kind: call[1] for kind, call in kinds.items()} == {
         "matrix products alone": "gemm",
         "PyTorch, eager": "folded",

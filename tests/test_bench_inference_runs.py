@@ -9,7 +9,7 @@ import pytest
 import torch
 from inference_runs import SMALL, run, serve_wrongly, small_ceilings, timed
 
-from benchmarks import ceilings, inference, measure, results
+from benchmarks import ceilings, inference, measure, results, session
 from benchmarks.__main__ import main
 from benchmarks.ceilings import Ceilings
 from benchmarks.results import ResultsError
@@ -44,7 +44,7 @@ def test_a_policy_without_a_place_is_skipped(tmp_path, monkeypatch):
 
 def test_pytorchs_launches_that_are_far_behind_are_not_graphed(tmp_path, monkeypatch):
     """On a GPU that is not here: a graph is the call itself."""
-    monkeypatch.setattr(inference, "why_not", lambda *_: None)
+    monkeypatch.setattr(session, "why_not", lambda *_: None)
     monkeypatch.setattr("benchmarks.providers._captured", lambda call, inputs: lambda: call(*inputs))
     milliseconds = iter([1.0, 1.0, 1.0, 3.1, 2.9, 3.0, 2.0, 9.0, 9.0, 9.0])  # the first three are of ceilings
     monkeypatch.setattr(measure, "time_calls", lambda *_: [next(milliseconds)])
@@ -63,11 +63,11 @@ def clock(monkeypatch):
     """A clock that each measurement moves by a second, and a compiled one by thirty."""
     clock = SimpleNamespace(now=0.0)
 
-    def measured(session, workload, name, provider, tick):
+    def measured(self, workload, name, provider, tick):
         clock.now += 30 if provider.compiled else 1
-        return list(ceilings.timing_rows([1.0], 1.0, "throughput", workload.as_dict(), name, session._where))
+        return list(ceilings.timing_rows([1.0], 1.0, "throughput", workload.as_dict(), name, self._where))
 
-    monkeypatch.setattr(inference, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(session, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(inference._Session, "_verify_and_time", measured)
     return clock
 
@@ -87,7 +87,7 @@ def test_the_budget_ends_a_run_before_the_job_that_would_exceed_it(tmp_path, clo
 
 
 def test_on_a_gpu_no_compiler_is_begun_in_the_last_minute(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(inference, "_FIRST_ON_CPU", 90.0)
+    monkeypatch.setattr(session, "_FIRST_ON_CPU", 90.0)
     outcome, _ = run(tmp_path, names=["compiled"], budget=89.0)
     assert timed(outcome.rows) == []
     assert [reason for _, reason in outcome.skipped] == ["the budget of 89 s is spent"]
@@ -96,9 +96,9 @@ def test_on_a_gpu_no_compiler_is_begun_in_the_last_minute(tmp_path, clock, monke
 def test_the_longest_job_so_far_is_what_another_may_take(tmp_path, clock, monkeypatch):
     seconds = iter([5.0, 1.0, 1.0, 1.0])
 
-    def measured(session, workload, name, provider, tick):
+    def measured(self, workload, name, provider, tick):
         clock.now += next(seconds)
-        return list(ceilings.timing_rows([1.0], 1.0, "throughput", workload.as_dict(), name, session._where))
+        return list(ceilings.timing_rows([1.0], 1.0, "throughput", workload.as_dict(), name, self._where))
 
     monkeypatch.setattr(inference._Session, "_verify_and_time", measured)
     outcome, _ = run(tmp_path, names=["reference", "folded"], budget=11.5)
@@ -106,7 +106,7 @@ def test_the_longest_job_so_far_is_what_another_may_take(tmp_path, clock, monkey
 
 
 def test_a_guess_holds_until_something_was_measured(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(inference, "_FIRST_ON_CPU", 90.0)
+    monkeypatch.setattr(session, "_FIRST_ON_CPU", 90.0)
     outcome, _ = run(tmp_path, names=["compiled", "compiled-frozen"], budget=95.0)
     assert len(timed(outcome.rows)) == 2  # of 30 s each
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks import measure
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import PeakMemory, SavedMemory
 
 CPU = torch.device("cpu")
 
@@ -155,3 +155,53 @@ def test_time_calls_waits_for_the_gpu():
     a = torch.randn(8192, 8192, device=device)
     # 1.1 TFLOP: no GPU of today does this within 0.2 ms, which is far more than a launch takes.
     assert min(measure.time_calls(lambda: a @ a, device, 0.5)) > 0.2
+
+
+def test_stages_end_one_after_the_other():
+    order = []
+    stages = [lambda: (order.append("first"), time.sleep(0.01)), lambda: (order.append("second"), time.sleep(0.02))]
+    samples = measure.time_stages(stages, CPU, 0.1)
+    assert order == ["first", "second"] * (len(order) // 2)
+    assert all(first >= 10 and second >= first + 20 for first, second in samples)
+
+
+# --- memory saved for a backward pass --------------------------------------------------------------------
+
+
+def _saved(function, *inputs) -> tuple[int, int]:
+    with SavedMemory(inputs) as memory:
+        result = function(*inputs)
+        found = memory.mib(), memory.inputs_mib()
+    assert result.requires_grad
+    return tuple(round(mib * 2**20) for mib in found)
+
+
+def test_saved_memory_is_by_storage_and_apart_from_inputs():
+    x = torch.randn(100, requires_grad=True)
+    assert _saved(lambda x: x + 1, x) == (0, 0)
+    assert _saved(lambda x: x * x, x) == (0, 400)
+    assert _saved(lambda x: x[:3].sin(), x) == (0, 400)  # a view keeps all of it
+    assert _saved(lambda x: x.exp(), x) == (400, 0)
+    assert _saved(lambda x: (y := x.exp()) * y, x) == (400, 0)
+    assert _saved(lambda x: torch.relu(x.detach()[:10] * x[:10]), x) == (40, 400)
+
+
+def test_what_was_saved_and_let_go_does_not_count():
+    x = torch.randn(100, requires_grad=True)
+
+    def function(x):
+        x.exp().exp()
+        return x.sin()
+
+    assert _saved(function, x) == (0, 400)
+
+
+def test_a_backward_pass_goes_on_after_its_memory_was_counted():
+    x = torch.randn(5, requires_grad=True)
+    with SavedMemory([x]) as memory:
+        y = x.exp()
+    assert memory.mib() > 0
+    y.sum().backward()
+    assert x.grad.equal(x.exp())
+    del y
+    assert memory.mib() == 0

@@ -92,3 +92,38 @@ def test_the_truth_is_float64_arithmetic_on_the_rounded_weights():
     assert seen[1][1] != seen[2][1]
     assert model.weight.dtype == torch.bfloat16
     assert model.weight.is_contiguous()
+
+
+@pytest.mark.parametrize(("error", "passes"), [(1.99e-3, True), (2.01e-3, False)])
+def test_another_factor_may_be_allowed(error, passes):
+    actual = (VALUE + error).float()
+    if passes:
+        verify.assert_no_worse(actual, TRUTH, deep=True, factor=2.0)
+    else:
+        with pytest.raises(WrongResultError, match="root mean square error: expected at most 2.000e-03, got 2.01"):
+            verify.assert_no_worse(actual, TRUTH, deep=True, factor=2.0)
+
+
+def test_all_operands_of_dense_convolutions_are_cut_to_tf32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, groups=4, bias=False))
+    image = torch.randn(1, 3, 8, 8, requires_grad=True)
+    cut = verify.with_tf32_operands(model)
+    result = cut(image)
+    gradient = torch.randn_like(result)
+    result.backward(gradient)
+
+    def short(x):
+        return (x.view(torch.int32) & -(2**13)).view(torch.float32)
+
+    x, weight = short(image.detach()).requires_grad_(), short(model[0].weight.detach()).requires_grad_()
+    between = nn.functional.conv2d(x, weight)
+    leaf = between.detach().requires_grad_()
+    expected = model[1](leaf)
+    assert result.equal(expected)
+    expected.backward(gradient)
+    between.backward(short(leaf.grad))
+    assert cut[0].weight.grad.equal(weight.grad)
+    assert image.grad.equal(x.grad)
+    assert cut[1].weight.grad.equal(model[1].weight.grad)
+    assert not short(model[0].weight).equal(model[0].weight)

@@ -261,7 +261,7 @@ def test_the_steps_are_ordered_by_importance(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: None)
     steps = gpu_check.make_steps(tmp_path)
     names = [x.name for x in steps]
-    assert names == ["environment", "probe", "tests", *gpu_check.TOOLS, "inference", "hot-calls", "table2"]
+    assert names == ["environment", "probe", "tests", *gpu_check.TOOLS, "inference", "training", "hot-calls", "table2"]
     assert {x.name for x in steps if x.skip} == set(gpu_check.TOOLS)
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: f"/cuda/{name}")
     by_name = {x.name: x for x in gpu_check.make_steps(tmp_path)}
@@ -351,10 +351,10 @@ FAILED = "branches 64×64, batch 16, bfloat16, channels_last · {}: failed, Wron
     ],
     ids=["timed", "pytorch", "kernels", "ceilings", "nothing", "crash"],
 )
-def test_kernels_that_are_wrong_fail_the_inference(
+def test_kernels_that_are_wrong_fail_a_benchmark(
     code: int, log: str, complaint: str | None, counts: tuple[int, int, int]
 ) -> None:
-    said, measured = gpu_check.judge_inference(code, log)
+    said, measured = gpu_check.judge_timings(code, log)
     assert said is None if complaint is None else said is not None and said.startswith(complaint)
     assert tuple(measured.values()) == counts
 
