@@ -33,7 +33,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 def levels_for(module: nn.Module, **kwargs: Any) -> list[Tensor]:
-    return pyramid(X_CHANNELS if isinstance(module, JPU_X) else CHANNELS, **kwargs)
+    if isinstance(module, JPU_X):  # whose dilations take many tiles of an image
+        return pyramid(X_CHANNELS, batch=1, **kwargs)
+    return pyramid(CHANNELS, **kwargs)
 
 
 def call(module: nn.Module, levels: list[Tensor]) -> Tensor:
