@@ -71,12 +71,11 @@ def explain(module: nn.Module, *inputs: Any) -> Explanation:
             then = "all branches in two launches at a time" if policy == "two-pass" else "all branches in one launch"
             served = [f"{first}, then {then} ({why})"]
         else:
-            first = "one launch resizes, then the statistics of norms" if resize else "the statistics of norms"
+            first = "one launch resizes, then " if resize else ""
             then = "in launches of two at a time" if policy == "two-pass" else "in one launch"
-            served = [
-                f"{first}, all branches {then} ({why}), their last norms and ReLUs; gradients by kernels and PyTorch's "
-                "products of matrices"
-            ]
+            served = [f"{first}the norms' statistics, all branches {then} ({why}), their last norms and ReLUs"]
+            if any(found.needs_gradient(given) for found in branches):
+                served.append("gradients by kernels and PyTorch's products of matrices")
         answer = replace(answer, policy=policy)
         kernels = True
     parts = "; ".join([*served, stages, *([] if resize else [by_torch])])

@@ -117,7 +117,7 @@ def test_in_another_mode_pytorch_resizes(training: bool) -> None:
         out = jpu(*levels)[-1]
         answer = explain(jpu, *levels)
     # The first launch folds the norms alone.
-    assert ([launch.kernel for launch in launches] == FORWARD) == (not training)
+    assert ([launch.kernel for launch in launches][-2:] == FORWARD) == (not training)
     assert answer.backend == "host"
     assert "got up_kwargs {'mode': 'nearest'}" in answer.reason
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)

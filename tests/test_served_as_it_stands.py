@@ -91,7 +91,7 @@ def test_a_jpu_of_group_norms_says_so() -> None:
     neck = mmseg.JPU(CHANNELS, 8, norm_cfg={"type": "GN", "num_groups": 2}).eval()
     with use_backend("host"):
         reason = explain(neck, levels_of(dtype=torch.float32)).reason
-    assert "one launch resizes, then the statistics of norms, all branches in one launch" in reason
+    assert "one launch resizes, then the norms' statistics, all branches in one launch" in reason
     assert "PyTorch serves the stages (conv_layers.0.0.gn is a GroupNorm)" in reason
 
 

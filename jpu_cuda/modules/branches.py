@@ -81,7 +81,8 @@ def read(branches: Sequence[tuple[str, nn.Module]], proven: Mapping[str, Proof],
         if groups[i // len(found)] == 0 and takes_batch_statistics(norm.module):
             _check_batch_norm(norm)
             mean[i] = var[i] = None
-    if len({id(norm.module) for norm in norms}) < len(norms) and None in mean:
+    of_batch = [id(n.module) for i, n in enumerate(norms) if mean[i] is None and groups[i // len(found)] == 0]
+    if len(set(of_batch)) < len(of_batch):
         raise Unfit("a norm that takes batch statistics is shared")
     convolutions = depthwise + pointwise
     values = [value for value in (*weight, *bias, *mean, *var) if value is not None]

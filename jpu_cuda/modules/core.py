@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -157,20 +157,22 @@ class JointPyramid(nn.Module):
             raise Unfit("stages differ in dtype or device")
         if not self.resizes_bilinearly:
             features = self._resized(features)
-        infers = features[0].shape[0] == 0 or self.infers(fused, features)  # an empty batch has nothing to keep
+        infers = self.infers(fused, features)
         out = self._inferred(features, fused) if infers else self._trained(features, fused)
         if self.emits_coarsest:
             out = torch.cat([self._resized(features)[-1], out], dim=1)
         return out
 
     @staticmethod
-    def infers(fused: branches.Branches, inputs: Iterable[Tensor]) -> bool:
-        """Whether two launches will do: statistics are fixed, and nothing needs a gradient, of the inputs least.
+    def infers(fused: branches.Branches, inputs: Sequence[Tensor]) -> bool:
+        """Whether two launches will do: statistics are fixed, and neither the inputs nor weights need a gradient.
 
-        Exported programs, which are made with gradients enabled and run without, are given the two as well; they have
-        gradients of their own.
+        Exported programs, which are made with gradients enabled and run without, are given the two as well, and so are
+        empty batches, of which there is nothing to keep; the two have gradients of their own.
         """
-        return fused.fixed and (torch.compiler.is_exporting() or not fused.needs_gradient(inputs))
+        if torch.compiler.is_exporting() or inputs[0].shape[0] == 0:
+            return fused.fixed
+        return fused.fixed and not fused.needs_gradient(inputs)
 
     @property
     def _align_corners(self) -> bool:

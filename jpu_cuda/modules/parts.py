@@ -189,10 +189,20 @@ def _runs_in_order(module: nn.Module, parts: Sequence[Any]) -> bool:
                 tensor.copy_(torch.rand(tensor.shape, **kind) + 0.5)
         size = 2 * parts[0].dilation[0] + 2
         x = torch.randn(2, parts[0].in_channels, size, size, **kind)
+    # With gradients: a forward may cut them off.
+    with torch.enable_grad():
+        x.requires_grad_()
+        inputs = [x, *(parameter.requires_grad_() for parameter in module.parameters())]
         in_order = x
         for part in parts:
             in_order = part(in_order)
-        return torch.allclose(module(x), F.relu(in_order), rtol=1e-9, atol=1e-9)
+        outputs = module(x), F.relu(in_order)
+        gradients = [torch.autograd.grad(out.sum(), inputs, allow_unused=True) for out in outputs]
+    pairs = [(outputs[0].detach(), outputs[1].detach()), *zip(*gradients, strict=True)]
+    return all(
+        one is other if one is None or other is None else torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+        for one, other in pairs
+    )
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

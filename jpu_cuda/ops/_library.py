@@ -70,7 +70,7 @@ def is_batched(tensors: Sequence[Tensor]) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """For derivatives: their tensors have the dtypes that the forward pass cast them to, and keep them."""
+    """For what is below autocast: its tensors have the dtypes that they were cast to, and keep them."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 

@@ -82,7 +82,11 @@ class TrainedPyramid(Function):
             arguments = _arguments(tensors, levels, *ctx.settings)
             output, *rest = torch.ops.jpu_cuda.trained_pyramid(*arguments, *options)
         ctx.mark_non_differentiable(*rest)
-        ctx.save_for_backward(*tensors, *rest)
+        # Fixed statistics are among those of the results. As they were given, they may be running ones, which a pass
+        # in training mode moves before this one's gradient is asked for; PyTorch's norms allow that.
+        kept = len(tensors) - 4 * len(dilations)
+        ctx.fixed = [None if mean is None else mean.dtype for mean in tensors[kept : kept + 2 * len(dilations)]]
+        ctx.save_for_backward(*tensors[:kept], *rest)
         return output, *rest
 
     @staticmethod
@@ -91,6 +95,7 @@ class TrainedPyramid(Function):
         if gradient is None or not any(needed):
             return (None,) * (7 + len(needed))
         *tensors, q, before, after = ctx.saved_tensors
+        tensors += _fixed_statistics(ctx.fixed, before, after)
         if torch.is_grad_enabled() or is_batched([gradient]):
 
             def function(inputs: list[Tensor | None]) -> Tensor:
@@ -101,6 +106,16 @@ class TrainedPyramid(Function):
             arguments = _arguments(tensors, ctx.levels, *ctx.settings)
             gradients = _computed(arguments, tensors, gradient, [q, before, after], needed)
         return (None,) * 7 + tuple(gradients)
+
+
+def _fixed_statistics(dtypes: Sequence[torch.dtype | None], before: Tensor, after: Tensor) -> list[Tensor | None]:
+    """Means, then variances, of those norms that had some given."""
+    half = len(dtypes) // 2
+    return [
+        None if dtype is None else (before, after)[i // half][0, row, i % half].to(dtype)
+        for row in (0, 1)
+        for i, dtype in enumerate(dtypes)
+    ]
 
 
 def _arguments(
@@ -147,14 +162,22 @@ def _computed(
         gradients += of_kind[kind]
     gradients += [None] * sum(map(len, fixed))
     rows = zip(gradients, tensors, needed, strict=True)
-    return [g.to(t.dtype) if wanted and g is not None and t is not None else None for g, t, wanted in rows]
+    return [_alike(g, t) if wanted and g is not None and t is not None else None for g, t, wanted in rows]
+
+
+def _alike(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """In the dtype of a tensor and, of weights whose strides differ where there is one entry, with its strides."""
+    gradient = gradient.to(tensor.dtype)
+    if tensor.is_contiguous() and gradient.is_contiguous() and gradient.stride() != tensor.stride():
+        return gradient.as_strided(tensor.shape, tensor.stride())
+    return gradient
 
 
 def _has_kernels(device: torch.device) -> bool:
     """Whether there are any for a device; an exported program may be the first to ask for the GPU's."""
     if device.type == "cuda":
         return _extension.load().available
-    return torch._C._dispatch_has_kernel_for_dispatch_key("jpu_cuda::training_products", "CPU")
+    return device.type == "cpu" and torch._C._dispatch_has_kernel_for_dispatch_key("jpu_cuda::training_products", "CPU")
 
 
 def _forward(levels: list[Tensor], align_corners: bool, reverse: bool, *rest: Any) -> list[Tensor]:
@@ -324,7 +347,8 @@ def _(levels: list[Tensor], align_corners: bool, reverse: bool, *rest: Any) -> l
 def _(levels: list[Any], *rest: Any, **_options: Any) -> int:
     depthwise, pointwise = rest[2:4]
     small, large = pyramid_flops(levels, depthwise, pointwise)
-    return 2 * small + large  # the statistics take depthwise sums of their own
+    fixed = all(mean is not None for mean in rest[7][: len(depthwise)])
+    return (small if fixed else 2 * small) + large  # statistics take depthwise sums of their own
 
 
 @register_flops("trained_pyramid_backward")
@@ -332,5 +356,6 @@ def _(levels: list[Any], *rest: Any, **_options: Any) -> int:
     depthwise, pointwise, needed = rest[2], rest[3], needed_of(rest[13], len(levels))
     small, large = pyramid_flops(levels, depthwise, pointwise)
     inputs = any(needed.levels) or needed.depthwise
-    products = needed.pointwise or needed.weight or needed.bias or inputs
+    fixed = all(mean is not None for mean in rest[7][: len(depthwise)])
+    products = needed.pointwise or needed.weight or needed.bias or (inputs and not fixed)
     return small * products + large * (products + inputs) + small * (any(needed.levels) + needed.depthwise)
