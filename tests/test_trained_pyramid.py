@@ -142,6 +142,23 @@ def test_what_is_not_finite_is_so_in_pytorch_too() -> None:
     assert expected.isnan().any()
 
 
+@pytest.mark.parametrize("norms", [("batch", "batch"), ("group", "batch"), ("batch", "group")], ids="-".join)
+def test_products_of_float16_overflow_no_sooner_than_pytorchs(norms: tuple[str, str]) -> None:
+    """dqᵀ·ẑ is the gradient of pointwise weights, over the norm's weights, which are small here."""
+    case = replace(PLAIN, norms=norms, dtype=torch.float16, sizes=((16, 16),) * 3)
+    arguments, gradient = case.arguments(), 16 * gradient_of(case)
+    count = len(case.dilations)
+    for weight, bias in zip(arguments[6][:count], arguments[7][:count], strict=True):
+        weight.fill_(1e-3)
+        bias.zero_()
+    expected = differentiated(case, arguments, gradient, kernels=False)
+    assert all(x.isfinite().all() for x in expected)
+    first = 1 + len(case.channels) + count
+    assert max(float(x.abs().max()) for x in expected[first : first + count]) / 1e-3 > 65504
+    found = differentiated(case, arguments, gradient, kernels=True)
+    assert all(x.isfinite().all() for x in found)
+
+
 # --- derivatives ----------------------------------------------------------------------------------------
 
 TINY = Trained(2, (2, 2), 2, ((3, 4), (2, 2)), (1, 2), groups=(2, 1))

@@ -255,7 +255,7 @@ class Pointwise:
     branches: int = 3
     first: int = 0
     some: int = 3  # branches of those
-    dtype: torch.dtype = torch.float32  # of products
+    dtype: torch.dtype = torch.float32  # of pointwise weights
     wide: bool = True  # norms have the type of sums
     without: tuple[tuple[str, int], ...] = (("weight", 1), ("bias", 2))
     offset: int = 0  # elements that the last pointwise weight begins at within its buffer
@@ -271,7 +271,7 @@ class Pointwise:
             return torch.randn(size, generator=generator, dtype=torch.float64)
 
         sets = self.images if self.by_image else 1
-        products = normal(self.some, sets, self.outputs, self.channels).to(self.dtype)
+        products = normal(self.some, sets, self.outputs, self.channels).to(self.sums)
         pointwise = [normal(self.outputs, self.channels, 1, 1).to(self.dtype) for _ in range(self.branches)]
         larger = torch.zeros(pointwise[-1].numel() + self.offset, dtype=self.dtype)
         pointwise[-1] = larger[self.offset :].view_as(pointwise[-1]).copy_(pointwise[-1])
@@ -297,7 +297,7 @@ def check_pointwise(case: Pointwise, seed: int = 0) -> None:
     assert (gradient.shape, gradient.dtype) == ((some, case.outputs, case.channels), case.dtype)
     assert (sums.shape, sums.dtype) == ((sets, 1, 3, some, case.channels), case.sums)
     fold = fold_steps(case.images, 8)
-    v = 16 // products.element_size() if case.channels % (16 // products.element_size()) == 0 else 1
+    v = 16 // case.dtype.itemsize if case.channels % (16 // case.dtype.itemsize) == 0 else 1
     rows = 8 * v
     for g in range(some):
         p = exact(pointwise[first + g])[:, :, 0, 0]

@@ -186,37 +186,40 @@ Tensors training_pointwise_gradient(Tensor products, Tensors pointwise, Tensor t
   STD_TORCH_CHECK(outputs >= 1 && outputs <= kMaxChannels && (sets == 1 || sets == images),
                   "products: expected 1 to ", kMaxChannels, " outputs, of 1 set or ", images, ", got ", outputs,
                   " and ", sets);
-  check_contiguous(products, {branches, sets, outputs, channels}, "products");
-  check_like(totals, products, "totals", sum_dtype(products), "products");
-  check_contiguous(totals, {images, all, outputs}, "totals");
   check_list(pointwise.size(), all, "pointwise");
+  const Tensor& like = pointwise[static_cast<size_t>(first)];
+  const ScalarType dtype = like.scalar_type(), sums = sum_dtype(like);
+  check_like(products, like, "products", sums, "pointwise");
+  check_contiguous(products, {branches, sets, outputs, channels}, "products");
+  check_like(totals, products, "totals", sums, "products");
+  check_contiguous(totals, {images, all, outputs}, "totals");
   check_list(weight.size(), all, "weight");
   check_list(bias.size(), all, "bias");
   const Values values({&weight, &bias}, products);
-  const ScalarType dtype = values.first(totals).scalar_type();
-  STD_TORCH_CHECK(dtype == products.scalar_type() || dtype == sum_dtype(products), "norms: expected dtype ",
-                  sum_dtype(products), " or that of products, ", products.scalar_type(), ", got ", dtype);
+  const ScalarType of_norms = values.first(totals).scalar_type();
+  STD_TORCH_CHECK(of_norms == dtype || of_norms == sums, "norms: expected dtype ", sums, " or that of pointwise weights, ",
+                  dtype, ", got ", of_norms);
   PointwiseParams p{};
   for (int64_t i = 0; i < branches; ++i) {
     const size_t at = static_cast<size_t>(first + i);
-    check_like(pointwise[at], products, indexed("pointwise", at), products.scalar_type(), "products");
+    check_like(pointwise[at], products, indexed("pointwise", at), dtype, "products");
     check_contiguous(pointwise[at], {outputs, channels, 1, 1}, indexed("pointwise", at));
     p.pointwise[i] = pointwise[at].data_ptr();
     p.weight[i] = values.data(weight, "weight", first + i, channels);
     p.bias[i] = values.data(bias, "bias", first + i, channels);
   }
-  p.norms_in_sums = dtype == sum_dtype(products);
+  p.norms_in_sums = of_norms == sums;
   p.sets = static_cast<int32_t>(sets);
   p.branches = static_cast<int32_t>(branches);
   p.outputs = static_cast<int32_t>(outputs);
   p.channels = static_cast<int32_t>(channels);
-  const Tensors results = {empty({branches, outputs, channels}, products.scalar_type(), products),
-                           empty({sets, 1, kSums, branches, channels}, totals.scalar_type(), totals)};
+  const Tensors results = {empty({branches, outputs, channels}, dtype, products),
+                           empty({sets, 1, kSums, branches, channels}, sums, totals)};
   p.products = products.data_ptr();
   p.gradient = results[0].data_ptr();
   p.sums = results[1].data_ptr();
   const OnDevice device(products);
-  dispatch_dtype(products, [&](auto element) {
+  dispatch_dtype(like, [&](auto element) {
     using T = decltype(element);
     const void* own = static_cast<const Accumulate<T>*>(totals.data_ptr()) + first * outputs;
     const int64_t terms = branches * outputs;

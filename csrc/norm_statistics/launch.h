@@ -84,7 +84,7 @@ void pointwise_gradient(PointwiseParams p, void* stream) {
   const Grid grid{blocks, kThreads};
   launch("norm_statistics pointwise gradient", &norm_pointwise_gradient<T>, grid, p, stream, [&](auto declare) {
     const int64_t matrix = int64_t{p.outputs} * p.channels;
-    declare(contiguous("products", p.products, sizeof(T), p.branches * p.sets * matrix, Access::kRead));
+    declare(contiguous("products", p.products, sizeof(A), p.branches * p.sets * matrix, Access::kRead));
     for (int i = 0; i < p.branches; ++i) {
       const int64_t norm_bytes = p.norms_in_sums ? sizeof(A) : sizeof(T);
       const auto values = [&](const char* name, const void* data) {

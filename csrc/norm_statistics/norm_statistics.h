@@ -62,7 +62,7 @@ struct CoefficientsParams {
 };
 
 struct PointwiseParams {
-  const void* products;               // [branches, sets, outputs, channels]
+  const void* products;               // [branches, sets, outputs, channels], in the type of sums
   const void* pointwise[kMaxBranches];  // [outputs, channels]
   const void* weight[kMaxBranches];   // [channels]; null for 1
   const void* bias[kMaxBranches];     // [channels]; null for 0
@@ -72,7 +72,7 @@ struct PointwiseParams {
   void* gradient;          // [branches, outputs, channels]
   void* sums;              // [sets, kSums, branches, channels]
   int32_t sets, branches, outputs, channels;
-  bool norms_in_sums;  // weights and biases have the type of sums; else that of products
+  bool norms_in_sums;  // weights and biases have the type of sums; else that of pointwise weights
   bool vectors;        // channels come in 16 bytes everywhere
   // Set by the launch.
   int32_t sum_tiles, channel_tiles, output_tiles;
@@ -92,7 +92,7 @@ void coefficients(CoefficientsParams params, void* stream);
 template <class T>
 void fold(FoldParams params, void* stream);
 
-// T is the dtype of products and pointwise weights.
+// T is the dtype of pointwise weights and their gradient; all else has that of its sums, norms perhaps.
 template <class T>
 void pointwise_gradient(PointwiseParams params, void* stream);
 

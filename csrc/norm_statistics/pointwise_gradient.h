@@ -1,5 +1,5 @@
 // The gradient of pointwise weights after a norm, and the sums that the norm's own gradient takes, from the products
-// A = dqᵀ · x̂ of each set: no pass over pixels.
+// A = dqᵀ · x̂ of each set, which have the type of sums: no pass over pixels.
 #pragma once
 
 #include "common/norm.h"
@@ -17,17 +17,21 @@ struct PointwiseShared {
   alignas(kVectorBytes) Accumulate<T> value[kSize];
 };
 
-// V elements that lie in a line: one, or 16 bytes.
+// V elements that lie in a line: one, or as many vectors of 16 bytes as they fill.
 template <int V, class T>
 JPU_DEVICE void load_run(const T* address, Accumulate<T> (&result)[V]) {
   if constexpr (V == 1) {
     result[0] = widen(load(address));
   } else {
-    const Vector<T> vector = load_vector(address);
-    JPU_UNROLL for (int v = 0; v < V; ++v) result[v] = widen(vector.at[v]);
+    static_assert(V % Vector<T>::kSize == 0);
+    JPU_UNROLL for (int v = 0; v < V; v += Vector<T>::kSize) {
+      const Vector<T> vector = load_vector(address + v);
+      JPU_UNROLL for (int i = 0; i < Vector<T>::kSize; ++i) result[v + i] = widen(vector.at[i]);
+    }
   }
 }
 
+// V elements: one, or 16 bytes.
 template <int V, class T>
 JPU_DEVICE void store_run(T* address, const Accumulate<T> (&value)[V]) {
   if constexpr (V == 1) {
@@ -80,7 +84,7 @@ JPU_DEVICE void serve_sums(const PointwiseParams& p, uint32_t block, Accumulate<
   A by_totals[V] = {}, by_products[V] = {};
   if (channel < p.channels) {
     const T* pointwise = static_cast<const T*>(p.pointwise[index]) + channel;
-    const T* products = static_cast<const T*>(p.products) +
+    const A* products = static_cast<const A*>(p.products) +
                         (index * int64_t{p.sets} + set) * p.outputs * p.channels + channel;
     const A* totals = static_cast<const A*>(p.set_totals) + set * p.set_stride + int64_t{index} * p.outputs;
     JPU_UNROLL_BY(4) for (int o = row; o < p.outputs; o += kSumRows) {
@@ -124,7 +128,7 @@ JPU_DEVICE void serve_gradient(const PointwiseParams& p, uint32_t block, Accumul
 
   // 1. All that this thread reads. Rows behind the last output load that one's again, and store nothing.
   const int64_t matrix = int64_t{p.outputs} * p.channels;
-  const T* products = static_cast<const T*>(p.products) + index * p.sets * matrix + channel;
+  const A* products = static_cast<const A*>(p.products) + index * p.sets * matrix + channel;
   A sum[kGradientWalk][V] = {}, total[kGradientWalk];
   JPU_UNROLL for (int i = 0; i < kGradientWalk; ++i) {
     const int o = smaller(output + i * kGradientRows, p.outputs - 1);

@@ -214,7 +214,7 @@ def _group(x: _Inputs, dq: Tensor, images: list[Tensor | None], first: int) -> _
     # Where statistics are fixed, dz takes a factor alone.
     if needed.pointwise or needed.weight or needed.bias or (inputs_needed and any(inner.of_batch[group])):
         by_set = dq.view(count * sets, rows // sets, outputs), normalised.view(count * sets, rows // sets, channels)
-        products = torch.bmm(by_set[0].transpose(1, 2), by_set[1]).view(count, sets, outputs, channels)
+        products = _products(by_set[0].transpose(1, 2), by_set[1]).view(count, sets, outputs, channels)
         dp, sums = ops.training_pointwise_gradient(
             products, x.pointwise, x.totals, inner.weight, inner.bias, first, count
         )
@@ -241,6 +241,15 @@ def _group(x: _Inputs, dq: Tensor, images: list[Tensor | None], first: int) -> _
             widths = [level.shape[1] for level in x.u]
             ops.training_level_gradient(dz, x.depthwise, x.dilations, images, widths, first > 0, first, count)
     return _Group(dw, dp[..., None, None] if dp is not None and needed.pointwise else None, norms)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Of matrices, in the type of sums: in float16, A would overflow where A·diag(γ₁) does not."""
+    if sum_dtype(a.dtype) == a.dtype:
+        return torch.bmm(a, b)
+    if a.is_cuda:
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return torch.bmm(a.float(), b.float())  # host execution
 
 
 def _adjoint(images: Sequence[Tensor | None], levels: Sequence[Tensor], align_corners: bool) -> list[Tensor]:

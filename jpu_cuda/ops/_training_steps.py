@@ -57,8 +57,8 @@ define(
 # ẑ = (z − mean) / √(var + eps) of some branches: rows [branches, N·HW, C] in the levels' dtype.
 define(f"training_normalised({_DEPTHWISE}, Tensor statistics, {_GROUP}) -> Tensor")
 
-# From products [branches, R, O, C] = dqᵀ · ẑ of each set: the gradient of the pointwise weights, [branches, O, C] in
-# their dtype, Σ_R products · weight + totals · biasᵀ; and sums [R, 1, 3, branches, C] for training_coefficients, of
+# From products [branches, R, O, C] = dqᵀ · ẑ of each set, in A: the gradient of the pointwise weights, [branches, O, C]
+# in their dtype, Σ_R products · weight + totals · biasᵀ; and sums [R, 1, 3, branches, C] for training_coefficients, of
 # dh = dq · pointwise: Σ dh = pointwiseᵀ · totals, Σ dh·ẑ = Σ_O pointwise · products, and 0. `totals` [N, D, O].
 # Weights and biases are those of the norms before the pointwise convolutions, of all D branches.
 define(

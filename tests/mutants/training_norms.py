@@ -283,9 +283,16 @@ _OF_BINDING = [
         "Sums over all images have the first one's totals.",
     ),
     Fault(
+        "norms-any-products",
+        _BINDING,
+        '  check_like(products, like, "products", sums, "pointwise");\n',
+        "",
+        "Products of half precision are read as if they were of float32.",
+    ),
+    Fault(
         "norms-norms-always-narrow",
         _BINDING,
-        "p.norms_in_sums = dtype == sum_dtype(products);",
+        "p.norms_in_sums = of_norms == sums;",
         "p.norms_in_sums = false;",
         "Norms of float32 are read as if they were of half precision.",
     ),

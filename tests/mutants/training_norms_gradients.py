@@ -195,6 +195,13 @@ _OF_POINTWISE = [
         "Terms are read before they are there.",
     ),
     Fault(
+        "norms-products-of-the-first-vector",
+        _POINTWISE,
+        "load_vector(address + v)",
+        "load_vector(address)",
+        "Products of half precision, two vectors a thread, are those of the first one twice.",
+    ),
+    Fault(
         "norms-sums-swapped",
         _POINTWISE,
         "store_values<V>(shared + place, by_totals);\n  store_values<V>(shared + kEach + place, by_products);",
@@ -302,8 +309,8 @@ _OF_POINTWISE = [
     Fault(
         "norms-gradient-of-the-first-branch",
         _POINTWISE,
-        "static_cast<const T*>(p.products) + index * p.sets * matrix + channel",
-        "static_cast<const T*>(p.products) + channel",
+        "static_cast<const A*>(p.products) + index * p.sets * matrix + channel",
+        "static_cast<const A*>(p.products) + channel",
         "All branches have the first one's products.",
     ),
 ]

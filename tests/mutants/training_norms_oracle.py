@@ -105,9 +105,10 @@ def norms_read_little_and_by_vectors() -> None:
     assert blocks == [2, 6, 3 * (2 + 2)], f"expected 2, 6 and 12 blocks, got {blocks}"
     if host._CHECK != "address":  # which counts nothing
         counters = launches[2][0].counters
-        expected = 3 * 3 * 37 * 64 * 2 // 16
-        # Rows behind the last output are read again.
-        assert counters["global_reads"][16] == expected + 3 * 27 * 8, f"expected {expected}, got {counters}"
+        row = 64 * 2 // 16
+        # Products of float32, twice, and weights; rows of products behind the last output are read again.
+        expected = 3 * (37 * (2 * 2 + 1) + 27 * 2) * row
+        assert counters["global_reads"][16] == expected, f"expected {expected}, got {counters}"
         assert counters["global_writes"][16] == 3 * 37 * 8
 
 
@@ -145,6 +146,7 @@ def wrong_arguments_of_norms_are_refused() -> None:
             ("batch: expected one a branch, 3, got 2", co(3, lambda x: x[1:])),
             ("pixels: expected at least one", co(5, lambda _: 0)),
             ("products: expected shape [3, 1, 37, 40]", po(0, lambda x: x[:2])),
+            ("products: expected dtype Float, got Half", po(0, lambda x: x.half())),
             ("of 1 set or 3, got 37 and 2", po(0, lambda x: x.expand(-1, 2, -1, -1))),
             ("totals: expected shape [3, 3, 37]", po(2, lambda x: x[..., 1:].clone())),
             ("pointwise[2]: expected shape [37, 40, 1, 1]", po(1, lambda x: [*x[:2], x[2][1:]])),
