@@ -91,15 +91,17 @@ def test_sssegmentations_stages_are_served() -> None:
 
 def test_so_are_those_of_both_halves_of_a_jpu_x() -> None:
     jpu = randomise(JPU_X((8, 128, 16), width=64)).double().eval()
-    levels = pyramid((8, 128, 16))
+    levels = pyramid((8, 128, 16), batch=1)
     inputs = [levels[0], *levels]
     with use_backend("reference"):
         expected = jpu(*inputs)[-1]
     with use_backend("host"), host.record() as launches:
         out = jpu(*inputs)[-1]
         reason = explain(jpu, *inputs).reason
-    assert [launch.kernel for launch in launches] == ["norm_relu forward", "upsample_concat forward"] * 2
-    assert "upsample_concat; PyTorch serves the branches (" in reason
+    # Each puts its upsampled coarsest level before its branches.
+    each = ["norm_relu forward", *MEASURED, "upsample_concat forward"]
+    assert [launch.kernel for launch in launches] == each * 2
+    assert "the norms' statistics, all branches in one launch" in reason
     assert "; PyTorch convolves in the stages, and one launch does all their norms and ReLUs" in reason
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
