@@ -142,6 +142,19 @@ def test_what_is_not_finite_is_so_in_pytorch_too() -> None:
     assert expected.isnan().any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_fixed_norms_of_infinite_levels_have_pytorchs_gradients(dtype: torch.dtype) -> None:
+    case = replace(PLAIN, norms=("fixed", "fixed"), dtype=dtype)
+    arguments, gradient = case.arguments(), gradient_of(case)
+    arguments[0][0][0, 3, 2, 2] = torch.inf
+    found, expected = (
+        differentiated(case, arguments, gradient, kernels)[1 : 1 + len(case.channels)] for kernels in (True, False)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+    assert expected[0].isfinite().any()
+
+
 @pytest.mark.parametrize("norms", [("batch", "batch"), ("group", "batch"), ("batch", "group")], ids="-".join)
 def test_products_of_float16_overflow_no_sooner_than_pytorchs(norms: tuple[str, str]) -> None:
     """dqᵀ·ẑ is the gradient of pointwise weights, over the norm's weights, which are small here."""

@@ -22,7 +22,9 @@ JPU_DEVICE Coefficients<A> load_coefficients(const TrainingParams& t, int index,
 
 template <class A>
 JPU_DEVICE A gradient_of(const Coefficients<A>& c, A gradient, A normalised) {
-  return multiply_add(-c.b, normalised, multiply_add(c.k, gradient, -c.a));
+  const A rest = multiply_add(c.k, gradient, -c.a);
+  // Of fixed statistics b is 0, and infinite z have the gradient that they have in PyTorch.
+  return c.b == 0 ? rest : multiply_add(-c.b, normalised, rest);
 }
 
 // terms[3 i + j] += Σ dz · u of a strip, where dz is that of pixels which the image has: what u is elsewhere, and be it

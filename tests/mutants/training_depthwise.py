@@ -205,6 +205,13 @@ _OF_GRADIENTS = [
         "a is added.",
     ),
     _changed(
+        "gradient-of-infinities",
+        _GRADIENT,
+        "c.b == 0 ? rest : multiply_add(",
+        "multiply_add(",
+        "Infinite z of fixed statistics make NaN.",
+    ),
+    _changed(
         "gradient-of-the-first-set",
         _GRADIENT,
         "image * t.coefficients_image",

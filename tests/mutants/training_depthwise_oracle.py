@@ -91,6 +91,21 @@ def depthwise_infinities_stay_where_they_are() -> None:
         assert finite[1].tolist() == expected, f"expected a finite upper row, got {finite[1]}"
 
 
+def depthwise_infinities_of_fixed_statistics_are_left_out() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        case = Case(1, (8,), (5, 7), (1,), dtype=dtype)
+        coefficients, dh = case.of_sets(3, 1), case.rows(1, seed=300)
+        coefficients[:, 2] = 0
+        for weights in (True, False):
+            results = []
+            for value in (0, torch.inf, torch.nan):
+                dz, normalised = dh.clone(), torch.full_like(dh, value)
+                ops.training_depthwise_gradient(*case.arguments(), coefficients, normalised, dz, 0, 1, weights)
+                results.append(dz)
+            for dz in results[1:]:
+                assert torch.equal(dz, results[0]), "expected the same dz, whatever b = 0 is multiplied by"
+
+
 def depthwise_levels_may_be_parts_of_more() -> None:
     """Pixels lie whole vectors apart, but channels are none."""
     case = Case(1, (5,), (6, 7), (1,), dtype=torch.float16)
@@ -168,6 +183,7 @@ CHECKS = {
         depthwise_rows_and_gradients_are_right,
         depthwise_rows_subtract_the_mean_first,
         depthwise_infinities_stay_where_they_are,
+        depthwise_infinities_of_fixed_statistics_are_left_out,
         depthwise_levels_may_be_parts_of_more,
         depthwise_absent_levels_are_left_out,
         depthwise_launches_walk_over_tiles,
