@@ -112,8 +112,8 @@ def _depthwise(work: Work) -> tuple[list[Tensor], list[int]]:
 def _products(work: Work, policy: str, arch: int) -> None:
     levels = kernels.levels_of(work, resized=True)
     pointwise = [torch.ones(work.outputs, work.all_channels, 1, 1, dtype=kernels.dtype_of(work))] * work.branches
-    terms = torch.ones(work.branches, work.all_channels)
-    _ops.training_products(levels, *_depthwise(work), pointwise, terms, terms, True, arch, policy)
+    scale, shift = (torch.ones(work.branches, work.all_channels) for _ in range(2))
+    _ops.training_products(levels, *_depthwise(work), pointwise, scale, shift, True, arch, policy)
 
 
 def _walks(work: Work) -> None:
@@ -139,23 +139,25 @@ def _level_gradients(work: Work) -> None:
 def _rows(work: Work) -> None:
     q = torch.ones(work.batch, work.branches * work.outputs, work.height, work.width, dtype=kernels.dtype_of(work))
     q = q.contiguous(memory_format=torch.channels_last)
-    statistics = torch.ones(1, _STATISTICS, work.branches, work.outputs)
-    coefficients = statistics[:, :_COEFFICIENTS].contiguous()
+    gradient = torch.ones_like(q)
+    statistics, coefficients = (torch.ones(1, n, work.branches, work.outputs) for n in (_STATISTICS, _COEFFICIENTS))
     _ops.training_output(q, statistics)
-    _ops.training_output_sums(q, q, statistics)
+    _ops.training_output_sums(gradient, q, statistics)
     for first, count in _firsts(work):
-        _ops.training_output_gradient(q, q, statistics, coefficients, first, count)
+        _ops.training_output_gradient(gradient, q, statistics, coefficients, first, count)
 
 
 def _norms(work: Work) -> None:
     """All launches without pixels: of moments and sums over parts, and of products of dq."""
     branches, channels, outputs = work.branches, work.all_channels, work.outputs
-    none, ones = [None] * branches, [torch.ones(channels)] * branches
-    outer = [torch.ones(outputs)] * branches
-    for weights, counts in ((ones, _parts_of_moments(work)), (outer, [t.tiles for t in _tilings(work)])):
+    none = [None] * branches
+    # What is one tensor is counted once in a block, which a model has two of.
+    weight, bias, outer, outer_bias = ([torch.ones(n)] * branches for n in (channels, channels, outputs, outputs))
+    tiles = [t.tiles for t in _tilings(work)]
+    for weights, biases, counts in ((weight, bias, _parts_of_moments(work)), (outer, outer_bias, tiles)):
         moments = torch.ones(work.batch, max(counts), branches, 2, weights[0].numel())
         has = torch.tensor([[int(part < count) for count in counts] for part in range(max(counts))], dtype=torch.int32)
-        _ops.training_statistics(moments, has, weights, weights, none, none, [1e-5] * branches, 0)
+        _ops.training_statistics(moments, has, weights, biases, none, none, [1e-5] * branches, 0)
     sums = torch.ones(work.batch, _parts_of_sums(work), _SUMS, branches, outputs)
     statistics = torch.ones(1, _STATISTICS, branches, outputs)
     pixels = work.height * work.width
@@ -163,9 +165,9 @@ def _norms(work: Work) -> None:
     pointwise = [torch.ones(outputs, channels, 1, 1, dtype=kernels.dtype_of(work))] * branches
     for first, count in _firsts(work):
         products = torch.ones(count, 1, outputs, channels, dtype=kernels.dtype_of(work))
-        _, sums = _ops.training_pointwise_gradient(products, pointwise, totals, ones, ones, first, count)
+        _, sums = _ops.training_pointwise_gradient(products, pointwise, totals, weight, bias, first, count)
         statistics = torch.ones(1, _STATISTICS, count, channels)
-        _ops.training_coefficients(sums, statistics, ones[:count], [1] * count, 0, work.pixels)
+        _ops.training_coefficients(sums, statistics, weight[:count], [1] * count, 0, work.pixels)
 
 
 def _upsample(work: Work) -> None:
