@@ -360,7 +360,7 @@ def _folds(work: Work, device: Device, counts: Counts) -> int:
 
 
 _WALK: dict[str, Any] = {"call": "training walks", "source": "separable_pyramid/training_{dtype}.cu"}
-_ROWS: dict[str, Any] = {"call": "training rows", "source": "norm_relu/rows_{dtype}.cu", "wide": True}
+_ROWS: dict[str, Any] = {"call": "training rows", "source": "norm_relu/rows_{dtype}.cu"}
 # Norms have the type of sums, whatever that of the levels.
 _NORMS: dict[str, Any] = {"call": "training norms", "source": "norm_statistics/norms_float32.cu"}
 _FORWARD: dict[str, Any] = {"policy": "any", "direction": "forward"}
