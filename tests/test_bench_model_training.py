@@ -222,6 +222,12 @@ def test_a_step_is_the_sum_of_both_passes():
     assert [row["kernel"] for row in rows].count("training upsample") == 2
 
 
+def test_sums_of_one_part_of_one_image_are_not_folded():
+    tiny = Work(1, 8, 8, "bfloat16")
+    rows = {line.kernel.name for line in sheet.lines(H100, KERNELS, [tiny], None, None)[0]}
+    assert {kernel.name for kernel in KERNELS} - rows == {"norm_statistics fold"}
+
+
 def test_policies_differ_in_products_alone():
     shared = [k for k in KERNELS if k.policy == "any"]
     assert {k.direction for k in KERNELS} == {"forward", "backward"}

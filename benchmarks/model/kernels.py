@@ -97,6 +97,10 @@ class Kernel:
         """Whether it is one of PyTorch's."""
         return not self.call
 
+    def launched(self, work: Work) -> bool:
+        """Whether a call has such a launch at all."""
+        return self.vendor or any(self.features(work))
+
     def by_tensor_cores(self, work: Work) -> bool:
         """Whether its product is; PyTorch leaves those of float32 at full precision."""
         return self.tensor and not (self.vendor and work.dtype == "float32")

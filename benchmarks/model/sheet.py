@@ -99,6 +99,8 @@ def lines(
     missing: dict[str, None] = {}
     for work in works:
         for kernel in kernels:
+            if not kernel.launched(work):
+                continue
             counts: Counts | None = None
             compiled: Compiled | None = None
             try:
@@ -242,8 +244,8 @@ def counted(found: Sequence[Line]) -> Report:
         cells.append([*_where(line.work), line.kernel.row, str(c["blocks"]), *map(figure, values)])
     notes = [
         "counted by executing the kernels on the CPU, on maps of this size but one image, one tile of outputs and two "
-        "small numbers of channels (norm_relu: all channels, two small maps); all else by the number of blocks and of "
-        "their steps",
+        "small numbers of channels (norm_relu: all channels, two small maps; training's launches without pixels: all "
+        "images and parts); all else by the number of blocks and of their steps",
         "MB read: requested by threads; in sectors: of 32 bytes, by warps; distinct: within a block, which is what L2 "
         "delivers if L1 keeps what a block reads again",
         "shared passes: of 128 bytes, those that conflicts add included",

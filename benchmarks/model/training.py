@@ -191,7 +191,8 @@ def _samples_of_products(outputs: int) -> Callable[[Work], Sequence[Work]]:
 
 def _samples_of_walks(work: Work) -> Sequence[Work]:
     # How many parts an image has depends on all blocks of a launch, and a small one always has the most. So the whole
-    # map shows what tiles cost, and a row of three, four or five tiles, which alone is two parts, what a part does.
+    # map shows what tiles cost, and a row of three, four or five tiles, of which five are two parts, what a part does.
+    # Shared passes are right to a thousandth: patches take turns in two places, whose banks are not the same.
     small = _sample(work, batch=1, levels=1, channels=_CHANNELS, at_once=0)
     strips = [replace(small, height=8, width=16 * n, dilations=(1,), strip=True) for n in (3, 4, 5)]
     return small, replace(small, batch=2), *strips
@@ -260,6 +261,10 @@ def _step_features(work: Work) -> Sequence[int]:
 
 def _channel_features(work: Work) -> Sequence[int]:
     return work.all_channels, work.outputs
+
+
+def _fold_features(work: Work) -> Sequence[int]:
+    return _channel_features(work) if _folds(work) else (0, 0)
 
 
 def _output_features(work: Work) -> Sequence[int]:
@@ -355,7 +360,8 @@ def _each_group(work: Work, device: Device, counts: Counts) -> int:
     return len(groups(work))
 
 
-def _folds(work: Work, device: Device, counts: Counts) -> int:
+def _folds(work: Work) -> int:
+    # What has one part, or one image, needs none.
     return (_parts_of_sums(work) > 1) + len(groups(work)) * (work.batch > 1)
 
 
@@ -472,10 +478,10 @@ KERNELS = (
     Kernel(
         name="norm_statistics fold",
         symbol="norm_fold",
-        features=_channel_features,
+        features=_fold_features,
         multiply_adds=lambda work: 0,
         moved=_fold_moved,
-        launches=_folds,
+        launches=lambda work, device, counts: _folds(work),
         **_NORMS,
         **_BACKWARD,
     ),
