@@ -16,7 +16,8 @@ from benchmarks.model.counts import CALLS, Counter, execute, total
 from benchmarks.model.devices import DEVICES
 from benchmarks.model.kernels import Kernel, levels_of
 from benchmarks.model.tiles import Rows, Tiling, fetched_by_parts, parts, tiling
-from benchmarks.model.training import KERNELS, Sample, groups
+from benchmarks.model.training import KERNELS
+from benchmarks.model.training_calls import Sample, groups
 from benchmarks.model.work import Work, backward_floor, stage_floor
 from jpu_cuda import host, use_backend
 from jpu_cuda.host import Launch
@@ -95,8 +96,6 @@ def test_a_branch_at_a_time_where_two_exceed_the_workspace():
             "norm_relu/rows_config.h",
             f"kOutputPixels = {training.OUTPUT_PIXELS}, kGradientPixels = {training.GRADIENT_PIXELS};",
         ),
-        ("norm_relu/config.h", f"kThreads = {tiles.THREADS};"),
-        ("norm_relu/config.h", f"kVectorLanes = {tiles.VECTOR_LANES},"),
     ],
 )
 def test_constants_are_those_of_the_kernels(header, line):

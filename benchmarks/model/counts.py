@@ -24,11 +24,11 @@ from jpu_cuda import BackendUnavailableError, host, use_backend
 from ..environment import source_hash
 from .kernels import CALLS as CALLS_OF_INFERENCE
 from .kernels import Call, Counts, Kernel
-from .training import CALLS as CALLS_OF_TRAINING
+from .training_calls import CALLS as CALLS_OF_TRAINING
 from .work import Work
 
 # What counts depend on beside the kernels' sources.
-_HERE = ("counts.py", "kernels.py", "tiles.py", "training.py", "work.py")
+_HERE = ("counts.py", "kernels.py", "tiles.py", "training.py", "training_calls.py", "work.py")
 CALLS = {**CALLS_OF_INFERENCE, **CALLS_OF_TRAINING}
 
 

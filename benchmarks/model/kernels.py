@@ -15,6 +15,7 @@ from torch import Tensor
 from jpu_cuda import functional
 
 from .devices import KIB, Device
+from .tiles import Rows
 from .work import Work
 
 Counts = dict[str, int]
@@ -23,8 +24,8 @@ Counts = dict[str, int]
 # of a block of the first of two passes, and what blocks may have of shared memory.
 TILE_PIXELS, FMA_OUTPUTS, MATRIX_OUTPUTS = 128, 64, 256
 CHUNK_BYTES, SPLIT_CHUNKS = 64, 8
-# Of norm_relu/config.h: a block's threads, bytes of what each owns at a step, how many lie side by side, and steps.
-NORM_THREADS, VECTOR_BYTES, VECTOR_LANES, WALK = 256, 16, 32, 8
+# Of norm_relu/config.h: steps of a thread.
+WALK = 8
 MMA_SHARED, TWO_PASS_SHARED = 87 * KIB, 96 * KIB
 
 
@@ -195,11 +196,10 @@ def _level_elements(work: Work) -> int:
 def _norm_relu_features(work: Work) -> tuple[int, int]:
     # Of norm_relu/config.h, for channels_last and whole warps in a row of channels: blocks, each of which works out its
     # channels' terms, and elements.
-    vectors = -(-work.channels * work.element_bytes // VECTOR_BYTES)
-    lanes = -(-vectors // -(-vectors // VECTOR_LANES))
-    pixels = NORM_THREADS // lanes * WALK
+    rows = Rows(work.channels, work.element_bytes)
+    pixels = rows.rows * WALK
     areas = (work.batch * height * width for height, width in map(work.level_size, range(work.levels)))
-    return sum(-(-area // pixels) for area in areas) * -(-vectors // lanes), _level_elements(work)
+    return sum(-(-area // pixels) for area in areas) * rows.tiles, _level_elements(work)
 
 
 def _fold_moved(work: Work) -> int:

@@ -1,4 +1,4 @@
-"""How training cuts its work, as csrc/separable_pyramid and csrc/norm_relu do; tests hold it to them."""
+"""How separable_pyramid cuts images for training, and norm_relu rows; as their config.h do, to which tests hold it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 
 # Of separable_pyramid/config.h: classes, height and width of the tiles of 128 pixels, in the order of preference.
 SHAPES = ((1, 8, 16), (1, 16, 8), (1, 4, 32), (2, 8, 8), (2, 16, 4), (4, 4, 8), (4, 8, 4), (8, 4, 4))
-# Of launch_training.h and norm_relu/rows_config.h: blocks that a launch should have, and tiles of a part at least.
+# Of launch_training.h and norm_relu/rows_config.h: blocks that a launch should have; tiles that a part has at least.
 ENOUGH_BLOCKS, LEAST_TILES = 2048, 4
-# Of norm_relu: threads, elements' bytes of a thread, such vectors side by side; rounds and run of pixels of a thread.
+# Of norm_relu: a block's threads, bytes of what each owns at a step, how many lie side by side; rounds of a thread, its
+# runs' pixels, and how many it has of a part at least.
 THREADS, VECTOR_BYTES, VECTOR_LANES = 256, 16, 32
 MOST_ROUNDS, RUN, LEAST_PIXELS = 8, 16, 8
 
