@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import results
 from benchmarks.environment import ROOT
-from benchmarks.model import kernels, predict, sheet
+from benchmarks.model import kernels, predict, sheet, tiles
 from benchmarks.model.binary import Compiled, Resources
 from benchmarks.model.devices import DEVICES
 from benchmarks.model.kernels import KERNELS, Kernel, rounds
@@ -397,9 +397,9 @@ def test_both_passes_are_launched_in_every_round():
 @pytest.mark.parametrize(
     "line",
     [
-        f"kThreads = {kernels.NORM_THREADS};",
+        f"kThreads = {tiles.THREADS};",
         f"kWalk = {kernels.WALK};",
-        f"kVectorLanes = {kernels.VECTOR_LANES},",
+        f"kVectorLanes = {tiles.VECTOR_LANES},",
     ],
 )
 def test_constants_are_those_of_norm_relu(line):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.model import __main__ as command
-from benchmarks.model import binary, sass
+from benchmarks.model import binary, sass, training
 from benchmarks.model.binary import BinaryUnavailableError, Compiler, Resources, find_disassembler, parse_resources
 from benchmarks.model.kernels import KERNELS
 from benchmarks.model.sass import Instruction, SassError, find, main_loop, matrix, mix, parse
@@ -264,7 +264,9 @@ def test_floors_are_there_without_any_tool(capsys):
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| 64")]
     stage = next(line for line in cells if "stage (b)" in line)
     assert stage[5:8] == ["206", "363", "0.517"]
-    assert all(line[-1] == "–" for line in cells[1:])
+    assert all(line[-1] == "–" for line in cells if not line[3].startswith("stage (b)"))
+    # Of training as well.
+    assert [line[3] for line in cells].count("backward: all launches") == 1
 
 
 def test_kernels_and_devices_are_those_asked_for(capsys):
@@ -292,12 +294,17 @@ def compiler() -> Compiler:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.row)
+# Whose steps are unrolled, or which only add.
+WITHOUT_LOOP = ["norm_relu forward", "norm_statistics fold", "separable_pyramid training depthwise terms"]
+ALL = dict.fromkeys(kernel for kernel in (*KERNELS, *training.KERNELS) if not kernel.vendor)
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=lambda kernel: f"{kernel.row} {kernel.direction or ''}".strip())
 def test_real_kernels_are_found_and_every_instruction_known(compiler, kernel):
     found = compiler.compiled(kernel, "bfloat16", "80")
     assert 0 < found.resources.registers <= 255
     assert mix(found.program.instructions)["other"] == 0
-    if kernel.call == "norm_relu":  # which has no loop with multiply-adds: its steps are unrolled
+    if kernel.row in WITHOUT_LOOP:
         assert found.loop is None
     else:
         assert found.loop is not None

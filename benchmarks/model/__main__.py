@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import environment
-from . import sheet
+from . import sheet, training
 from .binary import BinaryUnavailableError, Compiler
 from .counts import Counter, count_samples
 from .devices import DEVICES
 from .kernels import KERNELS
-from .work import BATCHES, ELEMENT_BYTES, SIZES, select
+from .work import BATCHES, ELEMENT_BYTES, SIZES, TRAINED_BATCHES, TRAINED_SIZES, select
 
+_ROWS = list(dict.fromkeys(kernel.row for kernel in (*KERNELS, *training.KERNELS)))
 _RESULTS = environment.ROOT / "benchmarks" / "results"
 
 
@@ -31,12 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the sheet; 0, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     device = DEVICES[options.device]
-    kernels = [kernel for kernel in KERNELS if options.kernels is None or kernel.row in options.kernels]
-    works = select(options.shapes, options.batch, options.dtype)
+    chosen = _ROWS if options.kernels is None else options.kernels
+    kernels, trained = ([k for k in listed if k.row in chosen] for listed in (KERNELS, training.KERNELS))
+    works = select(options.shapes or SIZES, options.batch or BATCHES, options.dtype or list(ELEMENT_BYTES))
+    trained_works = select(
+        options.shapes or TRAINED_SIZES, options.batch or TRAINED_BATCHES, options.dtype or ["bfloat16"]
+    )
     missing: list[str] = []
     # Beside the tables, which may be piped into a file.
     bar = _progress(Console(stderr=True))
-    counting = bar.add_task("", total=count_samples(kernels, works), visible=not options.no_counts)
+    counting = bar.add_task(
+        "", total=count_samples(kernels, works) + count_samples(trained, trained_works), visible=not options.no_counts
+    )
     with bar if sys.stderr.isatty() else nullcontext():
 
         def tick(what: str) -> None:
@@ -50,11 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except BinaryUnavailableError as error:
                 missing.append(f"not compiled: {error}")
         try:
-            rows = sheet.read_results(_RESULTS)
-            found, reasons = sheet.lines(device, kernels, works, counter, compiler, rows, environment.source_hash())
+            tools = counter, compiler, sheet.read_results(_RESULTS), environment.source_hash()
+            found, reasons = sheet.lines(device, kernels, works, *tools)
+            in_training, more = sheet.lines(device, trained, trained_works, *tools)
         except KeyboardInterrupt:
             return 130
-    reports = [sheet.times(device, found), sheet.counted(found), sheet.binaries(device, found)]
+    both = [*found, *in_training]
+    reports = [sheet.times(device, found), sheet.training_times(device, in_training)]
+    reports += [sheet.counted(both), sheet.binaries(device, both)]
     console = Console() if sys.stdout.isatty() else Console(width=220)
     for report in reports:
         if not report.lines:
@@ -63,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.to_markdown())
         else:
             console.print(report.to_rich())
-    for reason in [*missing, *reasons]:
+    for reason in dict.fromkeys([*missing, *reasons, *more]):
         print(reason, file=sys.stderr)
     return 0
 
@@ -81,25 +91,24 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=list(DEVICES), default="h100", help="whose figures are taken (default: %(default)s)"
     )
     parser.add_argument(
-        "--dtype", nargs="+", choices=list(ELEMENT_BYTES), default=list(ELEMENT_BYTES), help="default: all of them"
+        "--dtype", nargs="+", choices=list(ELEMENT_BYTES), help="default: all of them; of training bfloat16"
     )
     parser.add_argument(
-        "--batch", nargs="+", type=_positive_int, default=list(BATCHES), metavar="N", help="images; default: 1 4 16"
+        "--batch", nargs="+", type=_positive_int, metavar="N", help="images; default: 1 4 16; of training 16"
     )
     parser.add_argument(
         "--shapes",
         nargs="+",
         type=_size,
-        default=list(SIZES),
         metavar="HxW",
-        help=f"of the stride-8 map; default: {' '.join(f'{h}x{w}' for h, w in SIZES)}",
+        help=f"of the stride-8 map; default: {' '.join(f'{h}x{w}' for h, w in SIZES)}; of training 60x60",
     )
     parser.add_argument(
         "--kernels",
         nargs="+",
-        choices=[kernel.row for kernel in KERNELS],
+        choices=_ROWS,
         metavar="NAME",
-        help="default: all; one or more of " + ", ".join(repr(kernel.row) for kernel in KERNELS),
+        help="default: all; one or more of " + ", ".join(map(repr, _ROWS)),
     )
     parser.add_argument("--markdown", action="store_true", help="tables as the README shows them")
     parser.add_argument("--no-binary", action="store_true", help="do without nvcc: no instructions, no occupancy")

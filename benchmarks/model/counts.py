@@ -1,8 +1,9 @@
 """What kernels are counted to do: host execution of smaller calls, scaled to the real one.
 
-Blocks of a kind cost the same to the last bit, whatever the values, so a count is a linear combination of two
-numbers of the call (:attr:`Kernel.features`): of blocks and of their steps over channels, say. Two calls that are small
-in channels, outputs and batch give both coefficients. The map keeps its real size, since tiles at its edges differ.
+Blocks of a kind cost the same to the last bit, whatever the values, so a count is a linear combination of a few
+numbers of the call (:attr:`Kernel.features`): of blocks and of their steps over channels, say. As many calls that are
+small in channels, outputs and batch give the coefficients. The map keeps its real size where tiles at its edges differ.
+What no combination gives, such as the overlap of what a block's tiles read, a formula does (:attr:`Kernel.known`).
 """
 
 from __future__ import annotations
@@ -21,42 +22,63 @@ import torch
 from jpu_cuda import BackendUnavailableError, host, use_backend
 
 from ..environment import source_hash
-from .kernels import CALLS, Call, Counts, Kernel
+from .kernels import CALLS as CALLS_OF_INFERENCE
+from .kernels import Call, Counts, Kernel
+from .training_calls import CALLS as CALLS_OF_TRAINING
 from .work import Work
 
 # What counts depend on beside the kernels' sources.
-_HERE = ("counts.py", "kernels.py", "work.py")
+_HERE = ("counts.py", "kernels.py", "tiles.py", "training.py", "training_calls.py", "work.py")
+CALLS = {**CALLS_OF_INFERENCE, **CALLS_OF_TRAINING}
 
 
 class CountsUnavailableError(RuntimeError):
     """Host execution cannot be built here."""
 
 
-def scale(features: Sequence[tuple[int, int]], counts: Sequence[Counts], target: tuple[int, int]) -> Counts:
-    """The counts of a call from those of two others.
+def scale(features: Sequence[Sequence[int]], counts: Sequence[Counts], target: Sequence[int]) -> Counts:
+    """The counts of a call from those of others.
 
     Args:
-        features: of the two calls.
-        counts: of the two calls.
+        features: of the other calls, of which the first that suffice are taken.
+        counts: of the other calls.
         target: features of the call in question.
 
     Raises:
         ValueError: the features do not tell the calls apart, or the result is not whole, so that these are not the
             numbers that the counts depend on.
     """
-    (a, b), (c, d) = features
-    determinant = a * d - b * c
-    if determinant == 0:
-        raise ValueError(f"features: expected two that are no multiples of each other, got {(a, b)} and {(c, d)}")
-    x = Fraction(target[0] * d - target[1] * c, determinant)
-    y = Fraction(target[1] * a - target[0] * b, determinant)
+    shares = _combination(features, target)
     found: Counts = {}
     for name in counts[0]:
-        value = x * counts[0][name] + y * counts[1][name]
+        value = sum((share * of[name] for share, of in zip(shares, counts, strict=True) if share), Fraction())
         if value.denominator != 1:
             raise ValueError(f"{name}: expected whole blocks, got {float(value)} for the features {target}")
         found[name] = int(value)
     return found
+
+
+def _combination(features: Sequence[Sequence[int]], target: Sequence[int]) -> list[Fraction]:
+    """What share of each call together has the features that are wanted: by elimination, in whole numbers."""
+    rows = [[Fraction(value) for value in [*column, end]] for *column, end in zip(*features, target, strict=True)]
+    pivots: list[int] = []
+    for call in range(len(features)):
+        done = len(pivots)
+        below = next((i for i in range(done, len(rows)) if rows[i][call]), None)
+        if below is None:
+            continue
+        rows[done], rows[below] = rows[below], rows[done]
+        rows[done] = [value / rows[done][call] for value in rows[done]]
+        for i, other in enumerate(rows):
+            if i != done and other[call]:
+                rows[i] = [value - other[call] * own for value, own in zip(other, rows[done], strict=True)]
+        pivots.append(call)
+    if any(row[-1] for row in rows[len(pivots) :]):
+        raise ValueError(f"features: expected calls that tell {tuple(target)} apart, got {list(map(tuple, features))}")
+    shares = [Fraction()] * len(features)
+    for row, call in zip(rows, pivots, strict=False):
+        shares[call] = row[-1]
+    return shares
 
 
 def total(launches: Sequence[host.Launch], name: str) -> Counts:
@@ -128,8 +150,13 @@ class Counter:
             CountsUnavailableError: as :func:`execute`.
         """
         samples = CALLS[kernel.call].samples(work)
-        parts = [self._sample(kernel.call, sample)[kernel.name] for sample in samples]
-        return scale([kernel.features(sample) for sample in samples], parts, kernel.features(work))
+        parts = [self._scaled(kernel, sample) for sample in samples]
+        found = scale([kernel.features(sample) for sample in samples], parts, kernel.features(work))
+        return {name: value + kernel.known(work).get(name, 0) for name, value in found.items()}
+
+    def _scaled(self, kernel: Kernel, sample: Work) -> Counts:
+        known, found = kernel.known(sample), self._sample(kernel.call, sample)[kernel.name]
+        return {name: value - known.get(name, 0) for name, value in found.items()}
 
     def _sample(self, call: str, work: Work) -> dict[str, Counts]:
         if (call, work) not in self._known:
@@ -156,4 +183,5 @@ def _read(path: Path) -> dict[str, Counts] | None:
 
 def count_samples(kernels: Sequence[Kernel], works: Sequence[Work]) -> int:
     """How many different calls are executed for the counts of these, unless they are kept."""
-    return len({(k.call, sample) for k in kernels for w in works for sample in CALLS[k.call].samples(w)})
+    counted = [kernel for kernel in kernels if not kernel.vendor]
+    return len({(k.call, sample) for k in counted for w in works for sample in CALLS[k.call].samples(w)})

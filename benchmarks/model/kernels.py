@@ -1,12 +1,12 @@
-"""The kernels that the sheet covers; one more is one more entry of CALLS and KERNELS.
+"""The kernels of inference that the sheet covers; one more is one more entry of CALLS and KERNELS.
 
-A call is something that host execution can run, with the two smaller versions of it that are run in its place. A
+A call is something that host execution can run, with the smaller versions of it that are run in its place. A
 kernel is one of the launches that a call makes; several launches of one name count as one kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from jpu_cuda import functional
 
 from .devices import KIB, Device
+from .tiles import Rows
 from .work import Work
 
 Counts = dict[str, int]
@@ -23,8 +24,8 @@ Counts = dict[str, int]
 # of a block of the first of two passes, and what blocks may have of shared memory.
 TILE_PIXELS, FMA_OUTPUTS, MATRIX_OUTPUTS = 128, 64, 256
 CHUNK_BYTES, SPLIT_CHUNKS = 64, 8
-# Of norm_relu/config.h: a block's threads, bytes of what each owns at a step, how many lie side by side, and steps.
-NORM_THREADS, VECTOR_BYTES, VECTOR_LANES, WALK = 256, 16, 32, 8
+# Of norm_relu/config.h: steps of a thread.
+WALK = 8
 MMA_SHARED, TWO_PASS_SHARED = 87 * KIB, 96 * KIB
 
 
@@ -34,13 +35,13 @@ class Call:
 
     Attributes:
         run: makes the launches on CPU tensors, under a backend that was chosen before.
-        samples: two smaller versions, which between them show each kernel's ``features``.
+        samples: smaller versions, which between them show each kernel's ``features``.
         policy: how matrix products are done.
         arch: the compute capability of the device that host execution stands for; None for one without tensor cores.
     """
 
     run: Callable[[Work], object]
-    samples: Callable[[Work], tuple[Work, Work]]
+    samples: Callable[[Work], Sequence[Work]]
     policy: str = "auto"
     arch: int | None = None
 
@@ -51,20 +52,22 @@ class Kernel:
 
     Attributes:
         name: of its launches.
-        call: key of CALLS.
+        call: key of CALLS; "" for one of PyTorch's, of which no more is known than what it must do.
         policy: the sum of time that it is part of, beside "any", which is part of all of them; None for none.
         source: its instantiation, a path below csrc with ``{dtype}``.
         symbol: what its symbol in the binary matches.
-        features: two numbers of a call that each count is a linear combination of: blocks and their steps, say.
+        features: a few numbers of a call that each count is a linear combination of: blocks and their steps, say.
         multiply_adds: that the result needs most of: those of the product, where it has one, without padding.
         moved: bytes that it must move, each once.
         moved_again: bytes that a device's DRAM moves beyond those, since its L2 cache does not hold them.
+        known: what a count has beside that combination, by formula.
         tensor: whether its matrix product is one of tensor cores.
         main_multiply_adds: of all counted, those of the main loop; None if it has them all.
         wide: whether its main loop accesses global memory 16 bytes at a time, where loops for other layouts do not.
         threads: of a block.
         dynamic_shared: bytes that a launch adds to the static ones, at most.
         launches: how many there are.
+        direction: of training, "forward" or "backward"; None for inference.
     """
 
     name: str
@@ -72,38 +75,55 @@ class Kernel:
     policy: str | None
     source: str
     symbol: str
-    features: Callable[[Work], tuple[int, int]]
+    features: Callable[[Work], Sequence[int]]
     multiply_adds: Callable[[Work], int]
     moved: Callable[[Work], int]
     moved_again: Callable[[Work, Device], int] = lambda work, device: 0
+    known: Callable[[Work], Counts] = lambda work: {}
     tensor: bool = False
     main_multiply_adds: Callable[[Work, Counts], int] | None = None
     wide: bool = False
     threads: int = 256
     dynamic_shared: int = 0
     launches: Callable[[Work, Device, Counts], int] = lambda work, device, counts: 1
+    direction: str | None = None
 
     @property
     def row(self) -> str:
         """As the sheet calls it."""
         return self.call if self.name == "upsample_concat forward" else self.name
 
+    @property
+    def vendor(self) -> bool:
+        """Whether it is one of PyTorch's."""
+        return not self.call
 
-def _dtype(work: Work) -> torch.dtype:
+    def launched(self, work: Work) -> bool:
+        """Whether a call has such a launch at all."""
+        return self.vendor or any(self.features(work))
+
+    def by_tensor_cores(self, work: Work) -> bool:
+        """Whether its product is; PyTorch leaves those of float32 at full precision."""
+        return self.tensor and not (self.vendor and work.dtype == "float32")
+
+
+def dtype_of(work: Work) -> torch.dtype:
     found: torch.dtype = getattr(torch, work.dtype)
     return found
 
 
-def _levels(work: Work, resized: bool) -> list[Tensor]:
+def levels_of(work: Work, resized: bool) -> list[Tensor]:
     """Ones, since neither the path nor the cost depends on values."""
     sizes = [work.level_size(0 if resized else i) for i in range(work.levels)]
-    levels = [torch.ones(work.batch, work.channels, *size, dtype=_dtype(work)) for size in sizes]
+    levels = [torch.ones(work.batch, work.channels, *size, dtype=dtype_of(work)) for size in sizes]
     return [level.contiguous(memory_format=torch.channels_last) for level in levels]
 
 
 def _norm_relu(work: Work) -> object:
     norms = [torch.ones(work.channels)] * work.levels
-    return torch.ops.jpu_cuda.norm_relu(_levels(work, resized=False), norms, norms, norms, norms, [1e-5] * work.levels)
+    return torch.ops.jpu_cuda.norm_relu(
+        levels_of(work, resized=False), norms, norms, norms, norms, [1e-5] * work.levels
+    )
 
 
 def _fold(work: Work) -> object:
@@ -111,20 +131,20 @@ def _fold(work: Work) -> object:
     full = Work(1, 1, 1, work.dtype, dilations=work.dilations)
     norms = [torch.ones(full.all_channels)] * work.branches + [torch.ones(full.outputs)] * work.branches
     groups = (norms, norms, norms, norms)
-    return torch.ops.jpu_cuda.upsample_fold(_levels(work, resized=False), False, *groups, [1e-5] * len(norms))
+    return torch.ops.jpu_cuda.upsample_fold(levels_of(work, resized=False), False, *groups, [1e-5] * len(norms))
 
 
 def _concat(work: Work) -> object:
     # Half-pixel centres: the pattern of weights repeats from tile to tile.
-    return functional.upsample_concat(_levels(work, resized=False), align_corners=False)
+    return functional.upsample_concat(levels_of(work, resized=False), align_corners=False)
 
 
 def _pyramid(work: Work) -> object:
     terms = [torch.ones(work.branches, n) for n in (work.all_channels, work.outputs)]
     return functional.separable_pyramid(
-        _levels(work, resized=True),
-        torch.ones(work.branches, work.all_channels, 3, 3, dtype=_dtype(work)),
-        torch.ones(work.branches, work.outputs, work.all_channels, dtype=_dtype(work)),
+        levels_of(work, resized=True),
+        torch.ones(work.branches, work.all_channels, 3, 3, dtype=dtype_of(work)),
+        torch.ones(work.branches, work.outputs, work.all_channels, dtype=dtype_of(work)),
         work.dilations,
         scale=terms[0],
         shift=terms[0],
@@ -133,27 +153,27 @@ def _pyramid(work: Work) -> object:
     )
 
 
-def _counted_dtype(work: Work) -> str:
+def counted_dtype(work: Work) -> str:
     # What is counted depends on the size of elements alone.
     return "bfloat16" if work.dtype == "float16" else work.dtype
 
 
 def _pixels_of_norm_relu(work: Work) -> tuple[Work, Work]:
     # As many channels as there are, by which tiles go; two small maps.
-    small = replace(work, batch=1, height=8, width=8, dtype=_counted_dtype(work))
+    small = replace(work, batch=1, height=8, width=8, dtype=counted_dtype(work))
     return small, replace(small, height=16, width=16)
 
 
-def _channels_of_upsample(work: Work) -> tuple[Work, Work]:
+def channels_of_upsample(work: Work) -> tuple[Work, Work]:
     # 64 channels are whole tiles of channels in every dtype. One image.
-    small = replace(work, batch=1, channels=64, dtype=_counted_dtype(work))
+    small = replace(work, batch=1, channels=64, dtype=counted_dtype(work))
     return small, replace(small, channels=128)
 
 
 def _channels_of_pyramid(outputs: int) -> Callable[[Work], tuple[Work, Work]]:
     # One image, one tile of outputs, and so few chunks of channels that the whole map takes seconds.
     def samples(work: Work) -> tuple[Work, Work]:
-        small = replace(work, batch=1, levels=1, channels=32, outputs=outputs, dtype=_counted_dtype(work))
+        small = replace(work, batch=1, levels=1, channels=32, outputs=outputs, dtype=counted_dtype(work))
         return small, replace(small, channels=64)
 
     return samples
@@ -161,8 +181,8 @@ def _channels_of_pyramid(outputs: int) -> Callable[[Work], tuple[Work, Work]]:
 
 CALLS = {
     "norm_relu": Call(_norm_relu, _pixels_of_norm_relu),
-    "upsample_fold": Call(_fold, _channels_of_upsample),
-    "upsample_concat": Call(_concat, _channels_of_upsample),
+    "upsample_fold": Call(_fold, channels_of_upsample),
+    "upsample_concat": Call(_concat, channels_of_upsample),
     "fma": Call(_pyramid, _channels_of_pyramid(FMA_OUTPUTS), policy="fma"),
     "mma": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="mma", arch=80),
     "two-pass": Call(_pyramid, _channels_of_pyramid(MATRIX_OUTPUTS), policy="two-pass", arch=80),
@@ -176,11 +196,10 @@ def _level_elements(work: Work) -> int:
 def _norm_relu_features(work: Work) -> tuple[int, int]:
     # Of norm_relu/config.h, for channels_last and whole warps in a row of channels: blocks, each of which works out its
     # channels' terms, and elements.
-    vectors = -(-work.channels * work.element_bytes // VECTOR_BYTES)
-    lanes = -(-vectors // -(-vectors // VECTOR_LANES))
-    pixels = NORM_THREADS // lanes * WALK
+    rows = Rows(work.channels, work.element_bytes)
+    pixels = rows.rows * WALK
     areas = (work.batch * height * width for height, width in map(work.level_size, range(work.levels)))
-    return sum(-(-area // pixels) for area in areas) * -(-vectors // lanes), _level_elements(work)
+    return sum(-(-area // pixels) for area in areas) * rows.tiles, _level_elements(work)
 
 
 def _fold_moved(work: Work) -> int:
@@ -192,14 +211,14 @@ def _pyramid_moved(work: Work) -> int:
     return work.resized_bytes() + work.weight_bytes() + work.term_bytes() + work.output_bytes()
 
 
-def _levels_again(work: Work, device: Device) -> int:
+def levels_again(work: Work, device: Device) -> int:
     # Blocks go image by image, and within one branch by branch: where the cache does not hold the levels of a single
     # image, they come once for each branch.
     of_image = work.resized_bytes() // work.batch
     return (work.branches - 1) * work.resized_bytes() if of_image > device.l2 else 0
 
 
-def _fma_product(work: Work, counts: Counts) -> int:
+def fma_product(work: Work, counts: Counts) -> int:
     return counts["blocks"] * TILE_PIXELS * FMA_OUTPUTS * work.all_channels
 
 
@@ -208,17 +227,17 @@ def _steps(work: Work) -> tuple[int, int]:
     return work.batch * work.outputs, work.batch * work.outputs * work.all_channels
 
 
-def _chunks(work: Work) -> int:
+def chunks(work: Work) -> int:
     return work.levels * -(-work.channels * work.element_bytes // CHUNK_BYTES)
 
 
 def _splits(work: Work) -> int:
-    return -(-_chunks(work) // SPLIT_CHUNKS)
+    return -(-chunks(work) // SPLIT_CHUNKS)
 
 
 def _tile_bytes(work: Work) -> int:
     """Of h, for a tile of pixels."""
-    return _chunks(work) * TILE_PIXELS * CHUNK_BYTES
+    return chunks(work) * TILE_PIXELS * CHUNK_BYTES
 
 
 def room(work: Work, device: Device, tiles: int) -> int:
@@ -246,7 +265,7 @@ def _normalise_launches(work: Work, device: Device, counts: Counts) -> int:
     return rounds(work, device, counts["blocks"] // _splits(work))
 
 
-def _product_launches(work: Work, device: Device, counts: Counts) -> int:
+def product_launches(work: Work, device: Device, counts: Counts) -> int:
     return rounds(work, device, counts["blocks"] // -(-work.outputs // MATRIX_OUTPUTS))
 
 
@@ -297,8 +316,8 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=_pyramid_moved,
-        moved_again=_levels_again,
-        main_multiply_adds=_fma_product,
+        moved_again=levels_again,
+        main_multiply_adds=fma_product,
     ),
     Kernel(
         name="separable_pyramid mma",
@@ -309,7 +328,7 @@ KERNELS = (
         features=_steps,
         multiply_adds=lambda work: work.pointwise_multiply_adds(),
         moved=_pyramid_moved,
-        moved_again=_levels_again,
+        moved_again=levels_again,
         tensor=True,
         dynamic_shared=MMA_SHARED,
     ),
@@ -323,7 +342,7 @@ KERNELS = (
         multiply_adds=lambda work: work.depthwise_multiply_adds(),
         # h is written to L2, where the second pass finds it, unless a wave's h is too large for that.
         moved=lambda work: work.resized_bytes() + work.depthwise_bytes() + work.term_bytes(),
-        moved_again=lambda work, device: _levels_again(work, device) + normalised_again(work, device),
+        moved_again=lambda work, device: levels_again(work, device) + normalised_again(work, device),
         threads=128,
         launches=_normalise_launches,
     ),
@@ -339,6 +358,6 @@ KERNELS = (
         moved_again=normalised_again,
         tensor=True,
         dynamic_shared=TWO_PASS_SHARED,
-        launches=_product_launches,
+        launches=product_launches,
     ),
 )

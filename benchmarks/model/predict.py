@@ -116,9 +116,11 @@ def predict(
     seconds = {"DRAM": moved / device.bandwidth}
     cycle = 1 / device.clock
     if counts is None:
+        tensor = kernel.by_tensor_cores(work)
         flops = 2.0 * kernel.multiply_adds(work)
-        seconds["tensor" if kernel.tensor else "FP32"] = flops / device.peak_flops(work.dtype, kernel.tensor)
-        return Prediction(seconds, _resident(device, kernel, compiled), None, 1.0, 1)
+        seconds["tensor" if tensor else "FP32"] = flops / device.peak_flops(work.dtype, tensor)
+        launches = kernel.launches(work, device, {}) if kernel.vendor else 1
+        return Prediction(seconds, _resident(device, kernel, compiled), None, 1.0, launches)
     blocks, launches = counts["blocks"], kernel.launches(work, device, counts)
     uneven = imbalance(blocks // launches, device.sms)
     fused, matrix = counts["multiply_adds"], counts.get("matrix_multiply_adds", 0)

@@ -16,7 +16,7 @@ from .counts import Counter, CountsUnavailableError
 from .devices import ASSUMED, Device
 from .kernels import Counts, Kernel
 from .predict import LAUNCH, RESOURCES, Prediction
-from .work import Work, floor, stage_floor
+from .work import Work, backward_floor, floor, stage_floor
 
 ABSENT = "–"
 
@@ -99,17 +99,20 @@ def lines(
     missing: dict[str, None] = {}
     for work in works:
         for kernel in kernels:
+            if not kernel.launched(work):
+                continue
             counts: Counts | None = None
             compiled: Compiled | None = None
             try:
-                counts = counter.counts(kernel, work) if counter is not None else None
+                counts = counter.counts(kernel, work) if counter is not None and not kernel.vendor else None
             except CountsUnavailableError as error:
                 missing[f"not counted: {error}"] = None
             try:
-                compiled = compiler.compiled(kernel, work.dtype, device.arch) if compiler is not None else None
+                known = compiler is not None and not kernel.vendor
+                compiled = compiler.compiled(kernel, work.dtype, device.arch) if compiler and known else None
             except BinaryUnavailableError as error:
                 missing[f"not compiled: {error}"] = None
-            tensor = kernel.tensor or work.dtype != "float32"
+            tensor = kernel.by_tensor_cores(work) or work.dtype != "float32"
             least = floor(device, work.dtype, kernel.multiply_adds(work), kernel.moved(work), tensor)
             prediction = predict.predict(device, kernel, work, counts, compiled)
             value = measured(rows, device, kernel, work, source_hash)
@@ -132,25 +135,57 @@ def _where(work: Work) -> list[str]:
 
 def times(device: Device, found: Sequence[Line]) -> Report:
     """Floors, what each resource needs, the prediction, the measurement."""
-    columns = ["map", "batch", "dtype", "kernel", "bound by", "G multiply-adds", "MB", "floor"]
-    columns += [*RESOURCES, "waves", "predicted", "× floor", "measured"]
     cells: list[list[str]] = []
     for work in dict.fromkeys(line.work for line in found):
         mine = [line for line in found if line.work == work]
-        least = stage_floor(device, work)
-        needs = [figure(work.pointwise_multiply_adds() / 1e9), figure(work.stage_bytes() / 1e6), figure(least * 1e3)]
-        cells.append([*_where(work), "stage (b)", "", *needs, *[""] * (len(RESOURCES) + 4)])
+        products, moved = work.pointwise_multiply_adds(), work.stage_bytes()
+        cells.append(_needs(work, "stage (b)", products, moved, stage_floor(device, work)))
         cells += [_time(line) for line in mine]
         for policy in dict.fromkeys(line.kernel.policy for line in mine if line.kernel.policy not in ("any", None)):
             parts = [line for line in mine if line.kernel.policy in ("any", policy)]
-            total = sum(line.prediction.total for line in parts)
-            known = [line.measured for line in parts if line.measured is not None]
-            value = sum(known) if len(known) == len(parts) else None
             least = stage_floor(device, work, any(line.kernel.tensor for line in parts))
-            empty = ["", "", "", figure(least * 1e3), *[""] * (len(RESOURCES) + 1)]
-            ends = [figure(total * 1e3), figure(total / least), figure(value)]
-            cells.append([*_where(work), f"{policy}: all launches", *empty, *ends])
-    return Report(f"{device.name}: milliseconds", _time_notes(device), columns, 5, cells)
+            cells.append(_sum(device, f"{policy}: all launches", parts, least))
+    return Report(f"{device.name}: milliseconds", _time_notes(device), _TIME_COLUMNS, 5, cells)
+
+
+def training_times(device: Device, found: Sequence[Line]) -> Report:
+    """The same of training, with sums of the forward pass, the backward pass and both."""
+    cells: list[list[str]] = []
+    for work in dict.fromkeys(line.work for line in found):
+        mine = [line for line in found if line.work == work]
+        forward, backward = ([line for line in mine if line.kernel.direction == d] for d in ("forward", "backward"))
+        products, moved, least = work.pointwise_multiply_adds(), work.stage_bytes(), backward_floor(device, work)
+        cells.append(_needs(work, "stage (b): forward", products, moved, stage_floor(device, work)))
+        cells.append(_needs(work, "stage (b): backward", 2 * products, 2 * moved, least))
+        cells += [_time(line) for line in forward]
+        sums: list[list[str]] = []
+        for policy in dict.fromkeys(line.kernel.policy for line in forward if line.kernel.policy not in ("any", None)):
+            parts = [line for line in forward if line.kernel.policy in ("any", policy)]
+            own = stage_floor(device, work, any(line.kernel.tensor for line in parts))
+            cells.append(_sum(device, f"{policy}: all launches forward", parts, own))
+            sums.append(_sum(device, f"{policy}: step", [*parts, *backward], own + least))
+        cells += [_time(line) for line in backward]
+        cells += [_sum(device, "backward: all launches", backward, least)] if backward else []
+        cells += sums
+    return Report(f"{device.name}: milliseconds of training", _training_notes(device), _TIME_COLUMNS, 5, cells)
+
+
+_TIME_COLUMNS = ["map", "batch", "dtype", "kernel", "bound by", "G multiply-adds", "MB", "floor", *RESOURCES]
+_TIME_COLUMNS += ["waves", "predicted", "× floor", "measured"]
+
+
+def _needs(work: Work, name: str, multiply_adds: int, moved: int, least: float) -> list[str]:
+    needs = map(figure, [multiply_adds / 1e9, moved / 1e6, least * 1e3])
+    return [*_where(work), name, "", *needs, *[""] * (len(RESOURCES) + 4)]
+
+
+def _sum(device: Device, name: str, parts: Sequence[Line], least: float) -> list[str]:
+    total = sum(line.prediction.total for line in parts)
+    known = [line.measured for line in parts if line.measured is not None]
+    value = sum(known) if len(known) == len(parts) else None
+    moved = sum(line.kernel.moved(line.work) + line.kernel.moved_again(line.work, device) for line in parts)
+    needs = ["", figure(moved / 1e6), figure(least * 1e3), *[""] * (len(RESOURCES) + 1)]
+    return [*_where(parts[0].work), name, "", *needs, figure(total * 1e3), figure(total / least), figure(value)]
 
 
 def _time(line: Line) -> list[str]:
@@ -172,8 +207,20 @@ def _time_notes(device: Device) -> list[str]:
         "it, as at small batches; h of two passes counts only where a round's exceeds L2",
         "norm_relu forward: of stage (a), the norms and ReLUs of its three results; part of no sum",
         "waves: blocks over those that reside at once; shared … tensor are those of the SM with the most blocks",
+        "MB of all launches: with what DRAM moves beyond each byte once",
         *("source: " + source for source in device.sources),
         *("assumed: " + assumption for assumption in ASSUMED),
+    ]
+
+
+def _training_notes(device: Device) -> list[str]:
+    return [
+        "as above; stage (b): backward: two matrix products for each of the forward pass; levels, weights and results, "
+        "each read for one gradient or written as one, and read as such again",
+        "of norms with the batch's statistics, every gradient asked for; rows of several launches are their sum",
+        "torch.bmm: at the tensor peak, or its operands and result at DRAM's bandwidth, as if PyTorch's library lost "
+        "nothing; torch.cat likewise",
+        f"DRAM: as if it kept nothing of {device.name}'s L2 between launches, but all within one",
     ]
 
 
@@ -197,8 +244,8 @@ def counted(found: Sequence[Line]) -> Report:
         cells.append([*_where(line.work), line.kernel.row, str(c["blocks"]), *map(figure, values)])
     notes = [
         "counted by executing the kernels on the CPU, on maps of this size but one image, one tile of outputs and two "
-        "small numbers of channels (norm_relu: all channels, two small maps); all else by the number of blocks and of "
-        "their steps",
+        "small numbers of channels (norm_relu: all channels, two small maps; training's launches without pixels: all "
+        "images and parts); all else by the number of blocks and of their steps",
         "MB read: requested by threads; in sectors: of 32 bytes, by warps; distinct: within a block, which is what L2 "
         "delivers if L1 keeps what a block reads again",
         "shared passes: of 128 bytes, those that conflicts add included",

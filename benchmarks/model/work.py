@@ -12,6 +12,8 @@ ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Of the stride-8 map, for images of 480×480, 512×512, 512×1024 and 1024×2048.
 SIZES = ((60, 60), (64, 64), (64, 128), (128, 256))
 BATCHES = (1, 4, 16)
+# Of training: crops of 480×480.
+TRAINED_SIZES, TRAINED_BATCHES = ((60, 60),), (16,)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ class Work:
         """Of the folded norms: scale and shift in float32."""
         return self.branches * (self.all_channels + self.outputs) * 2 * 4
 
+    def output_elements(self) -> int:
+        return self.pixels * self.branches * self.outputs
+
     def output_bytes(self) -> int:
-        return self.pixels * self.branches * self.outputs * self.element_bytes
+        return self.output_elements() * self.element_bytes
 
     def pointwise_multiply_adds(self) -> int:
         return self.pixels * self.branches * self.all_channels * self.outputs
@@ -109,6 +114,16 @@ def stage_floor(device: Device, work: Work, tf32: bool = False) -> float:
     """Of stage (b): the pointwise convolutions on tensor cores (FP32 units for float32, unless TF32), or its bytes."""
     tensor = tf32 or work.dtype != "float32"
     return floor(device, work.dtype, work.pointwise_multiply_adds(), work.stage_bytes(), tensor)
+
+
+def backward_floor(device: Device, work: Work) -> float:
+    """Of the gradients of stage (b): two matrix products for each of the forward pass, or its bytes.
+
+    These are the levels, weights and results, each read for one gradient or written as one, and read as such again.
+    """
+    return floor(
+        device, work.dtype, 2 * work.pointwise_multiply_adds(), 2 * work.stage_bytes(), work.dtype != "float32"
+    )
 
 
 def select(
