@@ -80,7 +80,9 @@ def _normalise(
     groups: int,
 ) -> Tensor:
     if groups > 0:
-        return F.group_norm(x, groups, weight, bias, eps)
+        # PyTorch's of one dtype alone, on a GPU: autocast has all of it wider.
+        wide = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
+        return F.group_norm(wide, groups, weight, bias, eps).to(x.dtype)
     return F.batch_norm(x, mean, var, weight, bias, training=mean is None, eps=eps)
 
 
