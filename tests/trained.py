@@ -58,12 +58,17 @@ def bare(jpu: JPU, width: int = 8) -> JPU:
     return jpu
 
 
-def call(module: nn.Module, levels: list[Tensor]) -> Tensor:
+def inputs_of(module: nn.Module, levels: list[Tensor]) -> tuple[Any, ...]:
+    """What the module is called with."""
     if isinstance(module, JPU_X):
-        return module(levels[0], *levels)[-1]
+        return levels[0], *levels
     if isinstance(module, JPU) and not isinstance(module, mmseg.JPU | SSSegmentationJPU):
-        return module(*levels)[-1]
-    return module(levels)[-1]
+        return tuple(levels)
+    return (levels,)
+
+
+def call(module: nn.Module, levels: list[Tensor]) -> Tensor:
+    return module(*inputs_of(module, levels))[-1]
 
 
 def results(
