@@ -275,7 +275,7 @@ def test_every_file_of_gpu_tests_is_among_the_steps() -> None:
     (command,) = (x.command for x in gpu_check.make_steps() if x.name == "tests")
     assert command[1:6] == ["-m", "pytest", "tests", "-m", "gpu"]
     files = {path.stem for path in (ROOT / "tests").glob("test_*_gpu.py")}
-    assert files >= {"test_separable_pyramid_gpu", "test_served_gpu", "test_upsample_concat_gpu"}
+    assert files >= {"test_separable_pyramid_gpu", "test_served_gpu", "test_trained_gpu", "test_trained_pyramid_gpu"}
     for name in files:
         assert importlib.import_module(name).pytestmark.name == "gpu", f"{name}: expected the mark gpu"
 

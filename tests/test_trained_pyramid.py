@@ -82,7 +82,7 @@ def test_means_far_above_their_deviation(norms: tuple[str, str], dtype: torch.dt
     check_no_worse(replace(PLAIN, norms=norms, dtype=dtype, ratio=ratio, sizes=((12, 11),) * 3))
 
 
-CORES = [(policy, dtype) for policy in ("mma", "two-pass") for dtype in HALVES]
+CORES = [(policy, dtype) for policy in ("mma", "two-pass") for dtype in (*HALVES, torch.float32)]
 
 
 @pytest.mark.parametrize(("policy", "dtype"), CORES, ids=str)

@@ -8,59 +8,37 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from foreign import FastFCNNeck, Separable
 from helpers import pyramid
 from strategies import needs_host
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from trained import CHANNELS, X_CHANNELS, assert_alike, call, levels_for, made, results
+from trained import (
+    CHANNELS,
+    MOMENTS,
+    X_CHANNELS,
+    assert_alike,
+    bare,
+    call,
+    check_amplified,
+    check_checkpointed,
+    check_saved_bytes,
+    learned,
+    levels_for,
+    made,
+    results,
+)
 
-from jpu_cuda import JPU, JPU_X, explain, host, models, replace_jpu, use_backend
+from jpu_cuda import JPU, JPU_X, explain, host, replace_jpu, use_backend
 
 pytestmark = needs_host
-
-MOMENTS = "separable_pyramid forward with moments"
-
-
-def bare(jpu: JPU, width: int = 8) -> JPU:
-    """Without stages: all that is left is the kernels'."""
-    jpu.conv3, jpu.conv4, jpu.conv5 = (nn.Sequential(nn.Identity()) for _ in range(3))
-    jpu.level_channels = (width,) * 3
-    return jpu
-
 
 # --- what is kept for the gradient ----------------------------------------------------------------------
 
 
-def saved_bytes(jpu: JPU, levels: list[Tensor], backend: str) -> int:
-    """Of the storages that a forward pass keeps, without parameters."""
-    storages: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in jpu.parameters()}
-    kept = []  # or an address might be given out again
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), use_backend(backend):
-        out = jpu.pyramid(levels)
-    assert out.requires_grad
-    return sum(size for address, size in storages.items() if address not in parameters)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_sixth_of_eagers_activations_is_kept(dtype: torch.dtype) -> None:
-    width = 32
-    jpu = bare(JPU((width,) * 3, width=width), width).to(dtype).train()
-    for norm in (m for m in jpu.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.float()  # as under autocast
-    sizes = ((32, 32), (16, 16), (8, 8))
-    levels = [x.requires_grad_() for x in pyramid((width,) * 3, sizes, dtype=dtype)]
-    ours, eager = (saved_bytes(jpu, levels, backend) for backend in ("host", "reference"))
-    assert eager >= 35 * width * 2 * 32 * 32 * dtype.itemsize
-    assert eager >= 6 * ours
+    check_saved_bytes(32, ((32, 32), (16, 16), (8, 8)), dtype)
 
 
 # --- gradients, precision, memory -----------------------------------------------------------------------
@@ -87,35 +65,11 @@ def test_gradcheck_of_a_whole_module_in_training_mode(kind: type) -> None:
     assert torch.autograd.gradcheck(function, inputs, fast_mode=kind is JPU)
 
 
-def test_autocast_with_a_gradient_scaler() -> None:
-    """Of a few steps: losses, scale and parameters as PyTorch's, within its own rounding."""
-    found = {}
-    for backend in ("reference", "host"):
-        jpu = made("JPU").float().train()
-        optimizer = torch.optim.SGD(jpu.parameters(), lr=0.05, momentum=0.9)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        losses = []
-        with use_backend(backend), host.record() as launches:
-            for step in range(4):
-                levels = levels_for(jpu, dtype=torch.float32, seed=step)
-                with torch.autocast("cpu", torch.bfloat16):
-                    out = jpu(*levels)[-1]
-                    assert out.dtype == torch.bfloat16
-                    loss = (out.float() - 1).square().mean()
-                optimizer.zero_grad()
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                losses.append(float(loss.detach()))
-        assert {p.grad.dtype for p in jpu.parameters() if p.grad is not None} == {torch.float32}
-        assert [x.kernel for x in launches].count(MOMENTS) == (4 if backend == "host" else 0)
-        found[backend] = losses, scaler.get_scale()
-    (expected, scale), (ours, our_scale) = found.values()
-    assert scale == our_scale
-    assert ours[-1] < ours[0]
-    for one, other in zip(ours, expected, strict=True):
-        # Means over thousands of values, each of which bfloat16 may round otherwise a few times.
-        assert abs(one - other) <= 4 * torch.finfo(torch.bfloat16).eps * other
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_with_a_gradient_scaler(dtype: torch.dtype) -> None:
+    with host.record() as launches:
+        check_amplified(dtype)
+    assert [launch.kernel for launch in launches].count(MOMENTS) == 4
 
 
 def test_channels_last_in_and_out() -> None:
@@ -133,17 +87,7 @@ def test_channels_last_in_and_out() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["without reentry", "with reentry"])
 def test_checkpointing_is_like_pytorchs(reentrant: bool) -> None:
-    """Running statistics move twice, as PyTorch's do, where anything in the checkpoint follows the JPU."""
-    found = []
-    for backend in ("reference", "host"):
-        jpu = made("JPU").train()
-        levels = levels_for(jpu, requires_grad=True)
-        with use_backend(backend):
-            out = checkpoint(lambda *x, jpu=jpu: jpu(*x)[-1].square(), *levels, use_reentrant=reentrant)
-            out.sum().backward()
-        found.append([out.detach(), *(p.grad for p in jpu.parameters()), *(x.grad for x in levels), *jpu.buffers()])
-    for expected, served in zip(*found, strict=True):
-        torch.testing.assert_close(served, expected, rtol=1e-9, atol=1e-8)
+    check_checkpointed(reentrant)
 
 
 def test_a_checkpoint_that_ends_with_the_jpu_moves_its_running_statistics_once() -> None:
@@ -359,28 +303,6 @@ def test_modules_of_several_kinds_of_groups_are_pytorchs() -> None:
 
 
 # --- whole models ---------------------------------------------------------------------------------------
-
-
-def learned(backend: str, dtype: torch.dtype, steps: int) -> list[float]:
-    """Losses of a FastFCN that learns generated scenes, in which colours say nearly all."""
-    torch.manual_seed(0)
-    model = models.fastfcn("resnet50", "jpu", "fcn", num_classes=3, width=8).to(dtype).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(2, 3, 33, 40, generator=generator, dtype=torch.float64).to(dtype)
-    targets = images.argmax(1)
-    losses = []
-    for _ in range(steps):
-        torch.manual_seed(2)  # the head's dropout
-        with use_backend(backend), host.record() as launches:
-            logits = model(images)[0]
-            loss = F.cross_entropy(logits, targets)
-        assert (MOMENTS in [launch.kernel for launch in launches]) == (backend == "host")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def test_a_whole_fastfcn_learns_alike() -> None:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_no_worse_than, max_error, to_numpy
 from hypothesis import strategies as st
-from pyramids import DTYPES
+from pyramids import DTYPES, to_tf32
 from torch import Tensor
 
 from jpu_cuda import host
 from jpu_cuda.ops._library import sum_dtype
+from jpu_cuda.reference.trained_pyramid import _normalise
 from jpu_cuda.reference.trained_pyramid import trained_pyramid as reference
 from jpu_cuda.reference.upsample_concat import upsample_concat
 
@@ -27,7 +28,8 @@ class Trained:
 
     ``norms`` are those before and after the pointwise convolutions: "batch", "fixed", "mixed" (of these two, by turns)
     or "group". ``ratio`` is that of mean to standard deviation which z and q have. ``absent``: neither weights nor
-    biases of norms. ``wide``: norms have the type of sums.
+    biases of norms. ``wide``: norms have the type of sums. ``policy`` other than "fma" means tensor cores, and TF32 for
+    float32.
     """
 
     batch: int
@@ -46,6 +48,11 @@ class Trained:
     reverse: bool = False
     policy: str = "fma"
     workspace: int = 1 << 28
+    device: str = "cpu"
+
+    @property
+    def tf32(self) -> bool:
+        return self.dtype == torch.float32 and self.policy != "fma"
 
     @property
     def options(self) -> tuple[bool, int, str]:
@@ -57,7 +64,7 @@ class Trained:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.device)
 
         count, total = len(self.dilations), sum(self.channels)
         levels = [
@@ -108,6 +115,9 @@ class Trained:
             return image.contiguous(memory_format=torch.channels_last)
         if self.layout == "sliced":
             return torch.cat([image, image], dim=1)[:, : image.shape[1]]
+        if self.layout == "shifted":  # channels_last, one element behind where vectors begin
+            image = image.contiguous(memory_format=torch.channels_last)
+            return image.new_empty(image.numel() + 1)[1:].as_strided(image.shape, image.stride(), 1).copy_(image)
         return image
 
 
@@ -134,21 +144,61 @@ def leaves(arguments: Sequence[Any], dtype: torch.dtype | None = None) -> list[A
 
 def by_kernels(case: Trained, arguments: Sequence[Any]) -> list[Tensor]:
     """Output, q and statistics."""
-    host.load()
+    if case.device == "cpu":
+        host.load()
     return torch.ops.jpu_cuda.trained_pyramid(*arguments, *case.options)
 
 
 def gradient_of(case: Trained, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(1000 + seed)
     shape = (case.batch, len(case.dilations) * case.outputs, *case.sizes[0])
-    return case.laid_out(torch.randn(shape, generator=generator, dtype=torch.float64))
+    return case.laid_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(case.device))
 
 
 def differentiated(case: Trained, arguments: Sequence[Any], gradient: Tensor, kernels: bool) -> list[Tensor]:
     """The output, then all gradients."""
     arguments = leaves(arguments)
-    out = by_kernels(case, arguments)[0] if kernels else reference(*arguments)
+    if kernels:
+        out = by_kernels(case, arguments)[0]
+    else:
+        out = by_tf32(*arguments) if case.tf32 and arguments[0][0].dtype == case.dtype else reference(*arguments)
     return [out.detach(), *torch.autograd.grad(out, flat(arguments), gradient)]
+
+
+class _Tf32Convolution(torch.autograd.Function):
+    """A pointwise convolution whose products, those of the gradients too, take operands that are rounded to TF32."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor) -> Tensor:
+        image, weight = to_tf32(image.contiguous()), to_tf32(weight)
+        ctx.save_for_backward(image, weight)
+        return F.conv2d(image, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        image, weight = ctx.saved_tensors
+        gradient = to_tf32(gradient.contiguous())
+        return F.conv_transpose2d(gradient, weight), torch.einsum("nohw,nchw->oc", gradient, image)[..., None, None]
+
+
+def by_tf32(
+    levels: Sequence[Tensor],
+    align_corners: bool,
+    reverse: bool,
+    depthwise: Sequence[Tensor],
+    pointwise: Sequence[Tensor],
+    dilations: Sequence[int],
+    *norms: Sequence[Any],
+) -> Tensor:
+    """What PyTorch makes of float32 where its convolutions may use TF32, which may depend on shapes and devices."""
+    u = upsample_concat(levels, align_corners, reverse)
+    count, (*parts, groups) = len(dilations), norms
+    outputs = []
+    for i, dilation in enumerate(dilations):
+        before, after = ([*(part[j] for part in parts), groups[j // count]] for j in (i, count + i))
+        z = F.conv2d(u, depthwise[i], padding=dilation, dilation=dilation, groups=u.shape[1])
+        outputs.append(_normalise(_Tf32Convolution.apply(_normalise(z, *before), pointwise[i]), *after).relu())
+    return torch.cat(outputs, dim=1)
 
 
 def check_in_float64(case: Trained) -> None:
@@ -173,7 +223,8 @@ def check_no_worse(case: Trained, draws: int = 16) -> None:
 
     The gradient is 0 where the output is near 0: there rounding would decide what passes the ReLU. In float32, what is
     made of the products dqᵀ·ẑ is held to a derived bound: a CPU adds these up one by one in float32, and PyTorch's
-    norms have sums of float64 there (of float32 on a GPU).
+    norms have sums of float64 there (of float32 on a GPU). Where float32 means TF32, PyTorch's error is that of
+    products of rounded operands.
     """
     truths: list[list[Tensor]] = []
     errors: dict[str, list[float]] = {}
@@ -190,7 +241,7 @@ def check_no_worse(case: Trained, draws: int = 16) -> None:
         if seed == 0:
             first = arguments, gradient
     found = differentiated(case, *first, kernels=True)
-    bounds = product_bounds(case, *first) if case.dtype == torch.float32 else {}
+    bounds = product_bounds(case, *first) if case.dtype == torch.float32 and not case.tf32 else {}
     for name, right, ours in zip(names_of(case), truths[0], found, strict=True):
         if name in bounds:
             assert ((ours.double() - right).abs() <= next(bounds[name])).all(), name

@@ -80,8 +80,8 @@ def _normalise(
     groups: int,
 ) -> Tensor:
     if groups > 0:
-        # Which takes one dtype on a GPU, where autocast has it run in float32.
-        wide = x if weight is None else x.to(weight.dtype)
+        # Which takes one dtype on a GPU, where autocast has all of it wider.
+        wide = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
         return F.group_norm(wide, groups, weight, bias, eps).to(x.dtype)
     return F.batch_norm(x, mean, var, weight, bias, training=mean is None, eps=eps)
 
