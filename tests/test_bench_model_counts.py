@@ -65,7 +65,7 @@ def test_counts_that_depend_on_something_else_are_refused():
 
 
 def test_features_that_tell_nothing_apart_are_refused():
-    with pytest.raises(ValueError, match="expected calls that tell \(1, 1\) apart"):
+    with pytest.raises(ValueError, match=r"expected calls that tell \(1, 1\) apart"):
         scale([(1, 2), (2, 4)], [{"a": 1}, {"a": 2}], (1, 1))
 
 
