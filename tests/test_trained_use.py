@@ -62,7 +62,7 @@ def test_gradcheck_of_a_whole_module_in_training_mode(kind: type) -> None:
         with use_backend("host"):
             return call(module, list(given[:3]) if kind is JPU else levels)
 
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=kind is JPU)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -216,17 +216,17 @@ def test_an_exported_program_is_loaded_and_run(training: bool, tmp_path: Path) -
 
 
 def test_statistics_may_move_between_a_pass_and_its_gradient() -> None:
-    """As a pass in training mode moves them, after one in eval mode."""
+    """As a pass in training mode moves them, after one in eval mode: the gradient is that of the first pass."""
+    levels = pyramid((8, 8, 8), requires_grad=True)
     found = []
-    for backend in ("reference", "host"):
-        jpu = made("JPU")
-        levels = levels_for(jpu, requires_grad=True)
-        with use_backend(backend):
-            first = jpu.eval()(*levels)[-1].sum()
-            second = jpu.train()(*levels)[-1].square().sum()
-        found.append(torch.autograd.grad(first + second, [*jpu.parameters(), *levels]))
-    for expected, served in zip(*found, strict=True):
-        torch.testing.assert_close(served, expected, rtol=1e-9, atol=1e-8)
+    for together in (False, True):
+        jpu = bare(made("JPU"))
+        with use_backend("host"):
+            first = jpu.eval().pyramid(levels).sum()
+            gradients = None if together else torch.autograd.grad(first, levels)
+            jpu.train().pyramid(levels)
+        found.append(gradients or torch.autograd.grad(first, levels))
+    assert all(map(torch.equal, *found))
 
 
 def _infinite(jpu: JPU) -> None:
