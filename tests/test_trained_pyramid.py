@@ -12,6 +12,7 @@ from trained_cases import (
     DTYPES,
     KINDS,
     Trained,
+    backward_arguments,
     by_kernels,
     cases,
     changed,
@@ -170,6 +171,7 @@ def test_opcheck(norms: tuple[str, str]) -> None:
     case = replace(PLAIN, norms=norms)
     arguments = leaves(case.arguments())
     torch.library.opcheck(torch.ops.jpu_cuda.trained_pyramid.default, (*arguments, *case.options))
+    torch.library.opcheck(torch.ops.jpu_cuda.trained_pyramid_backward.default, (*backward_arguments(case), 1 << 28))
 
 
 def test_autocast_casts_all_but_norms() -> None:

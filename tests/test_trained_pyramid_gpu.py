@@ -16,6 +16,7 @@ from trained_cases import (
     DTYPES,
     KINDS,
     Trained,
+    backward_arguments,
     by_kernels,
     cases,
     changed,
@@ -60,14 +61,6 @@ def _on_cuda() -> Iterator[None]:
 def results_of(case: Trained, arguments: list[Any], gradient: Tensor) -> list[Tensor]:
     """Output and all gradients."""
     return differentiated(case, arguments, gradient, kernels=True)
-
-
-def backward_arguments(case: Trained) -> tuple[Any, ...]:
-    """Those of trained_pyramid_backward for every gradient, but for its workspace."""
-    arguments = case.arguments()
-    with torch.no_grad():
-        _, *saved = by_kernels(case, arguments)
-    return (*arguments, gradient_of(case), saved, [1] * (len(case.channels) + 6))
 
 
 # --- values ---------------------------------------------------------------------------------------------

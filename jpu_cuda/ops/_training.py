@@ -196,7 +196,8 @@ def backward(
     for row, flag in enumerate((needed.weight, needed.bias)):
         if flag:
             results.append(torch.cat([part[row] for part in norms]))
-    return results + [out_norms[row] for row, flag in enumerate((needed.out_weight, needed.out_bias)) if flag]
+    # An operator's results share no memory.
+    return results + [out_norms[row].clone() for row, flag in enumerate((needed.out_weight, needed.out_bias)) if flag]
 
 
 def _group(x: _Inputs, dq: Tensor, images: list[Tensor | None], first: int) -> _Group:
