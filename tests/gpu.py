@@ -20,6 +20,17 @@ def on_cuda() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def products_in_tf32(allowed: bool) -> Iterator[None]:
+    """Those of PyTorch's matrices, not of its convolutions."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def needs_memory(gib: int) -> None:
     if torch.cuda.mem_get_info()[0] < gib * 2**30:
         pytest.skip(f"needs {gib} GiB of free GPU memory")

@@ -360,6 +360,16 @@ def test_the_sanitizers_small_cases_hold_in_host_execution(layout: str) -> None:
 
 
 @needs_host
+@pytest.mark.parametrize("layout", small_cases.LAYOUTS)
+@pytest.mark.parametrize(("norms", "policy", "workspace"), small_cases.TRAINED)
+def test_the_sanitizers_trained_cases_hold_in_host_execution(
+    layout: str, norms: tuple[str, str], policy: str, workspace: int
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        small_cases.train(layout, dtype, norms, policy, workspace, "cpu")
+
+
+@needs_host
 def test_the_sanitizers_groups_hold_in_host_execution() -> None:
     small_cases.group(torch.float32, "cpu")
 

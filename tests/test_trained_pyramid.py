@@ -12,6 +12,7 @@ from trained_cases import (
     DTYPES,
     KINDS,
     Trained,
+    backward_arguments,
     by_kernels,
     cases,
     changed,
@@ -200,12 +201,7 @@ def test_opcheck(norms: tuple[str, str]) -> None:
     case = replace(PLAIN, norms=norms)
     arguments = leaves(case.arguments())
     torch.library.opcheck(torch.ops.jpu_cuda.trained_pyramid.default, (*arguments, *case.options))
-    plain = case.arguments()
-    _, *saved = by_kernels(case, plain)
-    every = [1] * (len(case.channels) + 6)
-    torch.library.opcheck(
-        torch.ops.jpu_cuda.trained_pyramid_backward.default, (*plain, gradient_of(case), saved, every, 1 << 28)
-    )
+    torch.library.opcheck(torch.ops.jpu_cuda.trained_pyramid_backward.default, (*backward_arguments(case), 1 << 28))
 
 
 def test_autocast_casts_all_but_norms() -> None:

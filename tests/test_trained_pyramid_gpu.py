@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import captured, needs_memory, on_a_late_stream, on_cuda, requested_bytes
+from gpu import captured, needs_memory, on_a_late_stream, on_cuda, products_in_tf32, requested_bytes
 from hypothesis import given, settings
 from strategies import needs_host
 from torch import Tensor
@@ -16,6 +16,7 @@ from trained_cases import (
     DTYPES,
     KINDS,
     Trained,
+    backward_arguments,
     by_kernels,
     cases,
     changed,
@@ -60,14 +61,6 @@ def _on_cuda() -> Iterator[None]:
 def results_of(case: Trained, arguments: list[Any], gradient: Tensor) -> list[Tensor]:
     """Output and all gradients."""
     return differentiated(case, arguments, gradient, kernels=True)
-
-
-def backward_arguments(case: Trained) -> tuple[Any, ...]:
-    """Those of trained_pyramid_backward for every gradient, but for its workspace."""
-    arguments = case.arguments()
-    with torch.no_grad():
-        _, *saved = by_kernels(case, arguments)
-    return (*arguments, gradient_of(case), saved, [1] * (len(case.channels) + 6))
 
 
 # --- values ---------------------------------------------------------------------------------------------
@@ -118,14 +111,12 @@ def test_means_far_above_their_deviation(norms: tuple[str, str], dtype: torch.dt
 @LOWER
 @CORES
 @NORMS
-def test_tensor_cores_are_no_worse(
-    norms: tuple[str, str], policy: str, dtype: torch.dtype, matmul: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensor_cores_are_no_worse(norms: tuple[str, str], policy: str, dtype: torch.dtype, matmul: bool) -> None:
     """Those of the gradients are PyTorch's, which has a setting of its own."""
     if matmul and dtype != torch.float32:
         pytest.skip("of float32 alone")
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", matmul)
-    check_no_worse(replace(LARGE, norms=norms, dtype=dtype, policy=policy), draws=8)
+    with products_in_tf32(matmul):
+        check_no_worse(replace(LARGE, norms=norms, dtype=dtype, policy=policy), draws=8)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

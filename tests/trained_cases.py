@@ -135,8 +135,8 @@ def changed(arguments: Sequence[Any], change: Any) -> list[Any]:
 
 
 def leaves(arguments: Sequence[Any], dtype: torch.dtype | None = None) -> list[Any]:
-    """Copies that need gradients where they may have some."""
-    copies = changed(arguments, lambda x: x.detach().to(dtype or x.dtype).clone(memory_format=torch.preserve_format))
+    """The same values where they lie, which need gradients where they may have some."""
+    copies = changed(arguments, lambda x: x.detach().to(dtype or x.dtype))
     for tensor in flat(copies):
         tensor.requires_grad_()
     return copies
@@ -153,6 +153,14 @@ def gradient_of(case: Trained, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(1000 + seed)
     shape = (case.batch, len(case.dilations) * case.outputs, *case.sizes[0])
     return case.laid_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(case.device))
+
+
+def backward_arguments(case: Trained) -> tuple[Any, ...]:
+    """Those of trained_pyramid_backward for every gradient, but for its workspace."""
+    arguments = case.arguments()
+    with torch.no_grad():
+        _, *saved = by_kernels(case, arguments)
+    return (*arguments, gradient_of(case), saved, [1] * (len(case.channels) + 6))
 
 
 def differentiated(case: Trained, arguments: Sequence[Any], gradient: Tensor, kernels: bool) -> list[Tensor]:

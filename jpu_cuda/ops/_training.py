@@ -196,7 +196,7 @@ def backward(
     for row, flag in enumerate((needed.weight, needed.bias)):
         if flag:
             results.append(torch.cat([part[row] for part in norms]))
-    # Copies, since results of an operator must not share their memory.
+    # An operator's results share no memory.
     return results + [out_norms[row].clone() for row, flag in enumerate((needed.out_weight, needed.out_bias)) if flag]
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from unittest.mock import patch
 
 import torch
 from pyramids import Pyramid, by_kernels
 from torch import Tensor
+from trained_cases import Trained
 
 from jpu_cuda import functional, use_backend
 from jpu_cuda.backend import requested_backend
-from jpu_cuda.ops import upsample_fold
+from jpu_cuda.ops import trained_pyramid, upsample_fold
 from jpu_cuda.ops._library import sum_dtype
 from jpu_cuda.reference import norm_relu
+from jpu_cuda.reference.trained_pyramid import trained_pyramid as trained_reference
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Memory format, channels, and how far a slice lies from the ends of its buffer: 0 or 16 keep 16-byte accesses.
@@ -57,7 +60,9 @@ def results_of(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> lis
     return [x.detach().cpu().double() for x in (out, *gradients)]
 
 
-def assert_as_in_float64(function: Callable[..., Tensor], inputs: Sequence[Tensor], device: str, steps: int) -> None:
+def assert_as_in_float64(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], device: str, steps: int, tf32: bool = False
+) -> None:
     """Asserts that output and gradients are PyTorch's in float64, but for so many roundings."""
     with use_backend("cuda" if device == "cuda" else "host"):
         results = results_of(function, inputs)
@@ -65,6 +70,7 @@ def assert_as_in_float64(function: Callable[..., Tensor], inputs: Sequence[Tenso
         expected = results_of(function, [tensor.cpu().double() for tensor in inputs])
     dtype = inputs[0].dtype
     eps = max(torch.finfo(dtype).eps, 72 * torch.finfo(torch.float32).eps if dtype != torch.float64 else 0)
+    eps = 2**-10 if tf32 else eps
     for result, truth in zip(results, expected, strict=True):
         torch.testing.assert_close(result, truth, rtol=0, atol=steps * eps * float(truth.abs().max()))
 
@@ -148,6 +154,39 @@ def group(dtype: torch.dtype, device: str) -> None:
         torch.testing.assert_close(got.cpu(), expected.cpu(), rtol=0, atol=0)
 
 
+def train(layout: str, dtype: torch.dtype, norms: tuple[str, str], policy: str, workspace: int, device: str) -> None:
+    """trained_pyramid, every gradient but those that are 0 but for rounding: of biases before a batch's statistics."""
+    sizes = (9, 10), (5, 4)
+    case = Trained(2, LAYOUTS[layout][1], 20, sizes, (1, 3), norms, dtype, groups=(1, 2), policy=policy)
+    _, align, reverse, *parts, dilations, weight, bias, mean, var, eps, groups = case.arguments()
+    levels = levels_of(layout, sizes, dtype, device)
+    needing = [x.to(device) for part in (*parts, weight, bias if norms[1] == "fixed" else bias[2:]) for x in part]
+
+    def trained(first: Tensor, second: Tensor, *tensors: Tensor) -> Tensor:
+        kept = sum_dtype(first.dtype)
+        fixed = [[x if x is None else x.to(first.device, kept) for x in part] for part in (mean, var)]
+        given = tensors[8:]
+        biases = [*(x.to(first.device, kept) for x in bias[: 4 - len(given)]), *given]
+        arguments = (
+            *([first, second], align, reverse, list(tensors[:2]), list(tensors[2:4]), dilations),
+            *(list(tensors[4:8]), biases, *fixed, eps, groups),
+        )
+        if requested_backend() == "reference":
+            return trained_reference(*arguments)
+        return torch.ops.jpu_cuda.trained_pyramid(*arguments, *case.options)[0]
+
+    with patch.object(trained_pyramid, "WORKSPACE_BYTES", workspace):
+        assert_as_in_float64(trained, [*levels, *needing], device, steps=64, tf32=case.tf32)
+
+
+# Statistics of every kind, and every policy, for which float64 has one; branches together, and one by one.
+TRAINED = (
+    (("batch", "batch"), "mma", 1 << 28),
+    (("group", "group"), "two-pass", 1),
+    (("mixed", "fixed"), "fma", 1),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: by host execution")
@@ -160,7 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             convolve(layout, dtype, options.device)
             fold(layout, dtype, options.device)
             rectify(layout, dtype, options.device)
-            count += 5
+            for norms, policy, workspace in TRAINED:
+                train(layout, dtype, norms, policy, workspace, options.device)
+            count += 5 + len(TRAINED)
         print(f"{layout}: as PyTorch in float64", flush=True)
     for dtype in DTYPES:
         group(dtype, options.device)
