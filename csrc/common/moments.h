@@ -23,7 +23,7 @@ JPU_DEVICE Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
   const A count = a.count + b.count;
   const A share = b.count / count, difference = b.mean - a.mean;
   return {count, multiply_add(difference, share, a.mean),
-          a.squares + b.squares + difference * difference * (share * a.count)};
+          multiply_add(difference * difference, share * a.count, a.squares + b.squares)};
 }
 
 // Of those values that count, by two passes over them.

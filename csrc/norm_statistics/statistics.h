@@ -88,7 +88,7 @@ JPU_DEVICE void store_statistics(const StatisticsParams& p, int set, int index, 
 
 // A block: kLanes channels of a branch, or a group of channels of an image.
 template <class T>
-JPU_KERNEL(kThreads, 2)
+JPU_KERNEL(kThreads, sizeof(Accumulate<T>) == 8 ? 1 : 2)
 norm_merge(JPU_PARAMS StatisticsParams p) {
   using A = Accumulate<T>;
   MomentsShared<A>& shared = shared_memory<MomentsShared<A>>();
