@@ -81,8 +81,8 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 
 @needs_host
-@pytest.mark.parametrize(("forward", "launches"), [("host", 1), ("reference", 0)])
-def test_a_backward_follows_its_forward(forward: str, launches: int) -> None:
+@pytest.mark.parametrize("forward", ["host", "reference"])
+def test_a_backward_follows_its_forward(forward: str) -> None:
     levels = pyramid(requires_grad=True)
     jpu = JPU((8, 16, 32), width=8).double()
     with use_backend(forward):
@@ -90,7 +90,7 @@ def test_a_backward_follows_its_forward(forward: str, launches: int) -> None:
     other = "reference" if forward == "host" else "host"
     with use_backend(other), host.record() as recorded:
         out.sum().backward()
-    assert len(recorded) == launches
+    assert bool(recorded) == (forward == "host")
 
 
 def test_a_choice_made_earlier_holds_in_its_block() -> None:
