@@ -111,6 +111,11 @@ def _terms(work: Work, rows: int, width: int) -> int:
     return rows * work.branches * width * _SUM_BYTES
 
 
+def _product_bytes(work: Work) -> int:
+    """Of dqᵀ · ẑ of all branches, which are sums."""
+    return _terms(work, work.outputs, work.all_channels)
+
+
 def _moment_bytes(work: Work) -> int:
     return work.batch * sum(parts_of_moments(work)) * 2 * work.all_channels * _SUM_BYTES
 
@@ -322,7 +327,7 @@ KERNELS = (
     Kernel(
         name="torch.bmm dqᵀ·ẑ",
         multiply_adds=Work.pointwise_multiply_adds,
-        moved=lambda work: work.output_bytes() + _rows_bytes(work) + _pointwise_bytes(work),
+        moved=lambda work: work.output_bytes() + _rows_bytes(work) + _product_bytes(work),
         tensor=True,
         launches=_each_group,
         **_VENDOR,
@@ -332,7 +337,9 @@ KERNELS = (
         symbol="norm_pointwise_gradient",
         features=lambda work: (work.branches * work.all_channels, work.branches * work.all_channels * work.outputs),
         multiply_adds=lambda work: 3 * work.branches * work.all_channels * work.outputs,
-        moved=lambda work: 3 * _pointwise_bytes(work) + _terms(work, 2 + SUMS, work.all_channels),
+        moved=lambda work: (
+            2 * _pointwise_bytes(work) + _product_bytes(work) + _terms(work, 2 + SUMS, work.all_channels)
+        ),
         launches=_each_group,
         **{**_NORMS, "source": "norm_statistics/norms_{dtype}.cu"},
         **_BACKWARD,

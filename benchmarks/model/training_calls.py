@@ -158,7 +158,7 @@ def _norms(work: Work) -> None:
     _, totals, _ = _ops.training_coefficients(sums, statistics, outer, [1] * branches, 0, pixels)
     pointwise = [torch.ones(outputs, channels, 1, 1, dtype=kernels.dtype_of(work))] * branches
     for first, count in _firsts(work):
-        products = torch.ones(count, 1, outputs, channels, dtype=kernels.dtype_of(work))
+        products = torch.ones(count, 1, outputs, channels)
         _, sums = _ops.training_pointwise_gradient(products, pointwise, totals, weight, bias, first, count)
         statistics = torch.ones(1, STATISTICS, count, channels)
         _ops.training_coefficients(sums, statistics, weight[:count], [1] * count, 0, work.pixels)
