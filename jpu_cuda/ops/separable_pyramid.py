@@ -211,6 +211,20 @@ def _autocast(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Ten
 register_autocast("separable_pyramid", _autocast)
 
 
+def check_weights(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor]) -> None:
+    """That weights, one of each a branch, have the shapes that the levels ask for, and their dtype."""
+    channels, outputs = sum(level.shape[1] for level in levels), pointwise[0].shape[0]
+    for name, weights, shape in (
+        ("depthwise_weight", depthwise, (channels, 1, 3, 3)),
+        ("pointwise_weight", pointwise, (outputs, channels, 1, 1)),
+    ):
+        for i, weight in enumerate(weights):
+            if tuple(weight.shape) != shape:
+                raise ValueError(f"{name}[{i}]: expected shape {shape}, got {tuple(weight.shape)}")
+            if weight.dtype != levels[0].dtype:
+                raise ValueError(f"{name}[{i}]: expected dtype {levels[0].dtype}, got {weight.dtype}")
+
+
 def _check(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor]) -> None:
     """What the binding checks of levels and weights, for fake kernels; dilations, terms and strides are left to it."""
     if not 1 <= len(levels) <= MOST_LEVELS:
@@ -223,16 +237,7 @@ def _check(levels: list[Tensor], depthwise: list[Tensor], pointwise: list[Tensor
         if level.shape[2:] != levels[0].shape[2:]:
             expected, got = tuple(levels[0].shape), tuple(level.shape)
             raise ValueError(f"levels[{i}]: expected batch size and size of levels[0], {expected}, got {got}")
-    channels, outputs = sum(level.shape[1] for level in levels), pointwise[0].shape[0]
-    for name, weights, shape in (
-        ("depthwise_weight", depthwise, (channels, 1, 3, 3)),
-        ("pointwise_weight", pointwise, (outputs, channels, 1, 1)),
-    ):
-        for i, weight in enumerate(weights):
-            if tuple(weight.shape) != shape:
-                raise ValueError(f"{name}[{i}]: expected shape {shape}, got {tuple(weight.shape)}")
-            if weight.dtype != levels[0].dtype:
-                raise ValueError(f"{name}[{i}]: expected dtype {levels[0].dtype}, got {weight.dtype}")
+    check_weights(levels, depthwise, pointwise)
 
 
 @register_fake("separable_pyramid")

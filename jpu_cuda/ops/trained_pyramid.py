@@ -31,7 +31,7 @@ from ._library import (
     without_autocast,
 )
 from ._training import Needed, needed_of, sides
-from .separable_pyramid import pyramid_flops
+from .separable_pyramid import check_weights, pyramid_flops
 
 _LEVELS = (
     "Tensor[] levels, bool align_corners, bool reverse, Tensor[] depthwise_weight, Tensor[] pointwise_weight, "
@@ -282,16 +282,8 @@ def _check(
         raise ValueError(f"norms: expected {2 * branches} weights, biases, means, variances and eps, got {got}")
     if len(groups) != 2:
         raise ValueError(f"groups: expected two numbers, got {len(groups)}")
-    channels, outputs = sum(level.shape[1] for level in levels), pointwise[0].shape[0]
-    for name, weights, shape in (
-        ("depthwise_weight", depthwise, (channels, 1, 3, 3)),
-        ("pointwise_weight", pointwise, (outputs, channels, 1, 1)),
-    ):
-        for i, value in enumerate(weights):
-            if tuple(value.shape) != shape:
-                raise ValueError(f"{name}[{i}]: expected shape {shape}, got {tuple(value.shape)}")
-            if value.dtype != levels[0].dtype:
-                raise ValueError(f"{name}[{i}]: expected dtype {levels[0].dtype}, got {value.dtype}")
+    check_weights(levels, depthwise, pointwise)
+    channels, outputs = pointwise[0].shape[1], pointwise[0].shape[0]
     for i in range(2 * branches):
         width = channels if i < branches else outputs
         if (mean[i] is None) != (var[i] is None):
