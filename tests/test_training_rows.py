@@ -379,10 +379,10 @@ def call(name: str, **changes: Callable[[Any], Any]) -> Callable[[], object]:
     ("wrong", "message"),
     [
         (call("output", q=lambda x: x[0]), r"q: expected 4 dimensions \[N, C, H, W\], got 3"),
-        (call("output", q=lambda x: x.contiguous()), "q: expected a dense tensor in channels_last"),
-        (call("output", q=lambda x: x[..., ::2]), "q: expected a dense tensor in channels_last"),
-        (call("output", q=lambda x: x[..., ::2, :]), "q: expected a dense tensor in channels_last"),
-        (call("output", q=lambda x: x[:1].expand(2, -1, -1, -1)), "q: expected a dense tensor in channels_last"),
+        (call("output", q=lambda x: x.contiguous()), "q: expected a dense channels_last image"),
+        (call("output", q=lambda x: x[..., ::2]), "q: expected a dense channels_last image"),
+        (call("output", q=lambda x: x[..., ::2, :]), "q: expected a dense channels_last image"),
+        (call("output", q=lambda x: x[:1].expand(2, -1, -1, -1)), "q: expected a dense channels_last image"),
         (call("output", q=lambda x: x[..., :0]), "q: expected 1 to 2147483647 pixels, got 4 and 0 a side"),
         (call("output", q=lambda x: x[..., :0, :]), "q: expected 1 to 2147483647 pixels, got 0 and 7 a side"),
         (
@@ -410,7 +410,7 @@ def call(name: str, **changes: Callable[[Any], Any]) -> Callable[[], object]:
             call("output_sums", gradient=lambda x: x[:1]),
             r"gradient: expected shape \[2, 15, 4, 7\], got \[1, 15, 4, 7\]",
         ),
-        (call("output_sums", gradient=lambda x: x.contiguous()), "gradient: expected a dense tensor in channels_last"),
+        (call("output_sums", gradient=lambda x: x.contiguous()), "gradient: expected a dense channels_last image"),
         (
             call("output_gradient", coefficients=lambda x: x[:, :2].contiguous()),
             r"coefficients: expected shape \[1 or 2, 3, D, O\], got \[1, 2, 3, 5\]",

@@ -8,15 +8,6 @@
 namespace jpu::norm_relu {
 namespace {
 
-// An image whose pixels' channels are rows, one after the other. Where an axis has one entry, its stride says nothing.
-void check_rows(const Tensor& t, const char* name) {
-  const int64_t expected[] = {t.size(1) * t.size(2) * t.size(3), 1, t.size(1) * t.size(3), t.size(1)};
-  for (int d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(t.numel() == 0 || t.size(d) == 1 || t.stride(d) == expected[d], name,
-                    ": expected a dense tensor in channels_last, got one of other strides");
-  }
-}
-
 // [sets, rows, branches, channels of a branch] of q.
 void check_terms(const Tensor& t, const Tensor& q, const char* name, int64_t rows) {
   check_like(t, q, name, sum_dtype(q), "q");
@@ -38,11 +29,11 @@ RowParams describe(const Tensor* gradient, const Tensor& q, const Tensor& statis
   STD_TORCH_CHECK(images <= INT32_MAX && channels <= INT32_MAX, "q: expected at most 2147483647 samples and channels");
   STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= INT32_MAX / width,
                   "q: expected 1 to 2147483647 pixels, got ", height, " and ", width, " a side");
-  check_rows(q, "q");
+  check_channels_last(q, "q");
   if (gradient != nullptr) {
     check_like(*gradient, q, "gradient", q.scalar_type(), "q");
     check_shape(*gradient, shape_of(q), "gradient");
-    check_rows(*gradient, "gradient");
+    check_channels_last(*gradient, "gradient");
   }
   check_terms(statistics, q, "statistics", kStatistics);
   RowParams p{};

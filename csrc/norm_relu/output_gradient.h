@@ -26,7 +26,7 @@ rows_output_gradient(JPU_PARAMS RowParams p) {
   A mean[V], rstd[V], scale[V], shift[V], k[V], a[V], b[V];
   const A* terms = static_cast<const A*>(p.statistics) + set * kStatistics * p.pitch + column;
   load_terms<V>(terms + int64_t{kMean} * p.pitch, mean);
-  load_terms<V>(terms + int64_t{kRstd} * p.pitch, rstd);
+  load_terms<V>(terms + int64_t{kInverseDeviation} * p.pitch, rstd);
   load_terms<V>(terms + int64_t{kScale} * p.pitch, scale);
   load_terms<V>(terms + int64_t{kShift} * p.pitch, shift);
   const A* factors = static_cast<const A*>(p.coefficients) + set * kCoefficients * p.pitch + column;

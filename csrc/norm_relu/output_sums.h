@@ -50,7 +50,7 @@ rows_output_sums(JPU_PARAMS RowParams p) {
     const int64_t set = p.sets == 1 ? 0 : image;
     const A* terms = static_cast<const A*>(p.statistics) + set * kStatistics * p.pitch + place.channel;
     load_terms<V>(terms + int64_t{kMean} * p.pitch, mean);
-    load_terms<V>(terms + int64_t{kRstd} * p.pitch, rstd);
+    load_terms<V>(terms + int64_t{kInverseDeviation} * p.pitch, rstd);
     load_terms<V>(terms + int64_t{kScale} * p.pitch, scale);
     load_terms<V>(terms + int64_t{kShift} * p.pitch, shift);
 

@@ -9,14 +9,10 @@
 
 #include <cstdint>
 
+#include "common/norm_sums.h"
 #include "norm_relu/rows_config.h"
 
 namespace jpu::norm_relu {
-
-// Rows of statistics, and of coefficients.
-enum Statistic : int32_t { kMean, kVariance, kRstd, kScale, kShift, kStatistics };
-enum Coefficient : int32_t { kOfGradient, kOfOne, kOfNormalised, kCoefficients };
-constexpr int kSums = 3;
 
 struct RowParams {
   const void* gradient;      // as q; null for output

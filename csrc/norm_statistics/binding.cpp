@@ -116,7 +116,7 @@ Tensor training_statistics(Tensor moments, Tensor counts, Optionals weight, Opti
   p.channels = static_cast<int32_t>(channels);
   p.groups = static_cast<int32_t>(groups);
   const Tensor result =
-      empty({groups > 0 ? p.images : 1, kStatisticsRows, branches, channels}, moments.scalar_type(), moments);
+      empty({groups > 0 ? p.images : 1, kStatistics, branches, channels}, moments.scalar_type(), moments);
   p.statistics = result.data_ptr();
   const OnDevice device(moments);
   dispatch_dtype(norms, [&](auto element) { statistics<decltype(element)>(p, device.stream()); });
@@ -132,7 +132,7 @@ Tensors training_coefficients(Tensor sums, Tensor statistics, Optionals weight, 
   check_shape(sums, {images, parts, kSums, branches, channels}, "sums");
   const int64_t sets = groups > 0 ? images : 1;
   check_like(statistics, sums, "statistics", sums.scalar_type(), "sums");
-  check_contiguous(statistics, {sets, kStatisticsRows, branches, channels}, "statistics");
+  check_contiguous(statistics, {sets, kStatistics, branches, channels}, "statistics");
   check_list(weight.size(), branches, "weight");
   check_list(batch.size(), branches, "batch");
   STD_TORCH_CHECK(pixels >= 1 && pixels <= INT64_MAX / kMaxChannels / (images + 1),
@@ -152,7 +152,7 @@ Tensors training_coefficients(Tensor sums, Tensor statistics, Optionals weight, 
     p.batch[i] = batch[static_cast<size_t>(i)] != 0;
   }
   const auto make = [&](const std::vector<int64_t>& shape) { return empty(shape, sums.scalar_type(), sums); };
-  const Tensors results = {make({sets, 3, branches, channels}), make({images, branches, channels}),
+  const Tensors results = {make({sets, kCoefficients, branches, channels}), make({images, branches, channels}),
                            make({2, branches, channels})};
   p.coefficients = results[0].data_ptr();
   p.totals = results[1].data_ptr();

@@ -60,10 +60,10 @@ struct Channel {
     return p.weight[index] == nullptr ? A(1) : load_norm<T>(p.weight[index], false, channel);
   }
   JPU_DEVICE A inverse(int64_t set) const {
-    return load(static_cast<const A*>(p.statistics) + (set * kStatisticsRows + kInverse) * row() + place());
+    return load(static_cast<const A*>(p.statistics) + (set * kStatistics + kInverseDeviation) * row() + place());
   }
   JPU_DEVICE void store_coefficients(int64_t set, const Coefficients<A>& of) const {
-    A* result = static_cast<A*>(p.coefficients) + set * 3 * row() + place();
+    A* result = static_cast<A*>(p.coefficients) + set * kCoefficients * row() + place();
     store(result, of.k);
     store(result + row(), of.a);
     store(result + 2 * row(), of.b);

@@ -34,7 +34,7 @@ void statistics(StatisticsParams p, void* stream) {
       declare(contiguous("moments", p.moments, sizeof(A), int64_t{p.images} * p.parts * 2 * terms, Access::kRead));
       declare(contiguous("counts", p.counts, sizeof(int32_t), int64_t{p.parts} * p.branches, Access::kRead));
     }
-    declare(contiguous("statistics", p.statistics, sizeof(A), sets * kStatisticsRows * terms, Access::kWrite));
+    declare(contiguous("statistics", p.statistics, sizeof(A), sets * kStatistics * terms, Access::kWrite));
   });
 }
 
@@ -58,11 +58,11 @@ void coefficients(CoefficientsParams p, void* stream) {
   const int64_t blocks = int64_t{p.branches} * (p.channel_tiles + int64_t{p.images} * p.groups);
   launch("norm_statistics coefficients", &norm_coefficients<T>, {blocks, kThreads}, p, stream, [&](auto declare) {
     declare(contiguous("sums", p.sums, sizeof(A), p.images * kSums * terms, Access::kRead));
-    declare(contiguous("statistics", p.statistics, sizeof(A), sets * kStatisticsRows * terms, Access::kRead));
+    declare(contiguous("statistics", p.statistics, sizeof(A), sets * kStatistics * terms, Access::kRead));
     for (int i = 0; i < p.branches; ++i) {
       if (p.weight[i] != nullptr) declare(contiguous("weight", p.weight[i], sizeof(T), p.channels, Access::kRead));
     }
-    declare(contiguous("coefficients", p.coefficients, sizeof(A), sets * 3 * terms, Access::kWrite));
+    declare(contiguous("coefficients", p.coefficients, sizeof(A), sets * kCoefficients * terms, Access::kWrite));
     declare(contiguous("totals", p.totals, sizeof(A), p.images * terms, Access::kWrite));
     declare(contiguous("gradients", p.gradients, sizeof(A), 2 * terms, Access::kWrite));
   });

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/norm_sums.h"
 #include "norm_statistics/config.h"
 
 namespace jpu::norm_statistics {
@@ -14,12 +15,6 @@ namespace jpu::norm_statistics {
 constexpr int kMaxBranches = 8;
 constexpr int64_t kMaxChannels = 1 << 28;  // so that a tile's end stays an int
 constexpr int64_t kMaxParts = 1 << 30;     // so that a row's end does
-
-// Rows of statistics.
-enum Row { kMean, kVariance, kInverse, kScale, kShift, kStatisticsRows };
-
-// Rows of sums: Σ dy, Σ dy · x̂ and Σ x̂.
-constexpr int kSums = 3;
 
 struct Norm {
   const void *weight, *bias;  // [channels]; null for 1 and 0
@@ -30,7 +25,7 @@ struct Norm {
 struct StatisticsParams {
   const void* moments;    // [images, parts, branches, 2, channels]
   const int32_t* counts;  // [parts, branches]
-  void* statistics;       // [sets, kStatisticsRows, branches, channels]
+  void* statistics;       // [sets, kStatistics, branches, channels]
   int32_t images, parts;  // kMaxParts of all images at most
   int32_t branches, channels;
   int32_t groups;  // of channels, whose images are a set each; 0 where all images are one
@@ -49,8 +44,8 @@ struct FoldParams {
 
 struct CoefficientsParams {
   const void* sums;        // [images, kSums, branches, channels]
-  const void* statistics;  // [sets, kStatisticsRows, branches, channels]
-  void* coefficients;      // [sets, 3, branches, channels]
+  const void* statistics;  // [sets, kStatistics, branches, channels]
+  void* coefficients;      // [sets, kCoefficients, branches, channels]
   void* totals;            // [images, branches, channels]
   void* gradients;         // [2, branches, channels], of weights and biases
   int64_t pixels;          // of an image

@@ -78,10 +78,10 @@ JPU_DEVICE void store_statistics(const StatisticsParams& p, int set, int index, 
   const A deviation = square_root(variance + static_cast<A>(norm.eps));
   const A scale = weight / deviation;  // not weight times the rounded inverse: as fixed norms have it elsewhere
   const int64_t row = int64_t{p.branches} * p.channels;
-  A* result = static_cast<A*>(p.statistics) + set * (kStatisticsRows * row) + int64_t{index} * p.channels + channel;
+  A* result = static_cast<A*>(p.statistics) + set * (kStatistics * row) + int64_t{index} * p.channels + channel;
   store(result + kMean * row, mean);
   store(result + kVariance * row, variance);
-  store(result + kInverse * row, 1 / deviation);
+  store(result + kInverseDeviation * row, 1 / deviation);
   store(result + kScale * row, scale);
   store(result + kShift * row, multiply_add(-mean, scale, bias));
 }

@@ -4,6 +4,7 @@
 // part: so many tiles, one after the other, so that it begins to fetch the next one's patch before it works on this one.
 #pragma once
 
+#include "common/norm_sums.h"
 #include "separable_pyramid/separable_pyramid.h"
 
 namespace jpu::separable_pyramid {
@@ -34,9 +35,6 @@ struct TrainingParams {
   int64_t first_term[kMaxBranches];
 };
 
-// Statistics are mean, variance, 1 / √(variance + eps), scale and shift; coefficients k, a and b.
-constexpr int kStatistics = 5, kMean = 0, kInverseDeviation = 2;
-constexpr int kCoefficients = 3;
 constexpr int kTaps = 9;
 
 // Returns how many parts `terms` has.

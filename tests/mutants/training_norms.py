@@ -160,8 +160,8 @@ _OF_STATISTICS = [
     Fault(
         "norms-inverse-is-scale",
         _STATISTICS,
-        "store(result + kInverse * row, 1 / deviation);",
-        "store(result + kInverse * row, scale);",
+        "store(result + kInverseDeviation * row, 1 / deviation);",
+        "store(result + kInverseDeviation * row, scale);",
         "The weight counts twice in gradients.",
     ),
     Fault(

@@ -110,7 +110,7 @@ _OF_OUTPUT = [
         "All images have the first one's norm.",
     ),
     Fault("rows-output-shift", _OUTPUT, "int64_t{kShift}", "int64_t{kMean}", "The mean is added."),
-    Fault("rows-output-scale", _OUTPUT, "int64_t{kScale}", "int64_t{kRstd}", "Weights are left out."),
+    Fault("rows-output-scale", _OUTPUT, "int64_t{kScale}", "int64_t{kInverseDeviation}", "Weights are left out."),
     Fault("rows-output-loads", _OUTPUT, "if (i + j < own) x[j]", "x[j]", "Loads have no end."),
     Fault("rows-output-stores", _OUTPUT, "if (i + j < own) store_pack", "store_pack", "Stores have no end."),
     Fault(
@@ -142,7 +142,7 @@ _OF_SUMS = [
         "What exceeds the deviation is lost.",
     ),
     Fault("rows-sums-mean", _SUMS, "int64_t{kMean}", "int64_t{kVariance}", "The variance is taken for the mean."),
-    Fault("rows-sums-rstd", _SUMS, "int64_t{kRstd}", "int64_t{kScale}", "ŷ has a weight."),
+    Fault("rows-sums-rstd", _SUMS, "int64_t{kInverseDeviation}", "int64_t{kScale}", "ŷ has a weight."),
     Fault("rows-sums-third-is-first", _SUMS, "+= normalised;", "+= passed;", "Σ g stands for Σ ŷ."),
     Fault(
         "rows-sums-second-unmasked",
@@ -383,8 +383,13 @@ _PLAN = [
 ]
 
 _OF_BINDING = [
-    Fault("rows-any-strides", _BINDING, "t.stride(d) == expected[d]", "true", "Contiguous images are taken for rows."),
-    Fault("rows-strides-of-one", _BINDING, "t.size(d) == 1 || ", "", "Strides that say nothing are held to something."),
+    Fault(
+        "rows-any-strides",
+        "binding/checks.h",
+        "t.stride(d) == expected",
+        "true",
+        "Contiguous images are taken for rows.",
+    ),
     Fault(
         "rows-any-sets",
         _BINDING,
@@ -421,7 +426,7 @@ _OF_BINDING = [
     Fault(
         "rows-any-gradient-strides",
         _BINDING,
-        '    check_rows(*gradient, "gradient");\n',
+        '    check_channels_last(*gradient, "gradient");\n',
         "",
         "Contiguous gradients are taken for rows.",
     ),

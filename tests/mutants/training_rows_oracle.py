@@ -125,12 +125,12 @@ def wrong_rows_are_refused() -> None:
     assert_refused(
         [
             ("q: expected 4 dimensions", call(q=q[0])),
-            ("q: expected a dense tensor", call(q=q.contiguous())),
+            ("q: expected a dense channels_last image", call(q=q.contiguous())),
             ("q: expected 1 to 2147483647 pixels", call(q=q[..., :0])),
             ("q: expected 1 to 2147483647 pixels", call(q=pixels)),
             ("gradient: expected dtype Float, got Half", call(gradient=gradient.half())),
             ("gradient: expected shape", call(gradient=gradient[:1])),
-            ("gradient: expected a dense tensor", call(gradient=gradient.contiguous())),
+            ("gradient: expected a dense channels_last image", call(gradient=gradient.contiguous())),
             ("statistics: expected dtype Float, got Half", call(statistics=statistics.half())),
             ("statistics: expected shape [1 or 2, 5, D, O]", call(statistics=statistics[:, :4].contiguous())),
             ("statistics: expected shape [1 or 2, 5, D, O]", call(statistics=statistics.repeat(3, 1, 1, 1))),
