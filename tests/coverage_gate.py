@@ -29,6 +29,7 @@ TEST_FILES = (
     "test_norm_relu.py",
     "test_training_rows.py",
     "test_training_norms.py",
+    "test_training_norms_refusals.py",
     "test_separable_pyramid.py",
     "test_separable_pyramid_matrix.py",
     "test_training_depthwise.py",

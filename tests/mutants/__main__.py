@@ -62,6 +62,7 @@ TEST_FILES = (
     "test_upsample_fold.py",
     "test_norm_relu.py",
     "test_training_norms.py",
+    "test_training_norms_refusals.py",
     "test_training_rows.py",
 )
 
