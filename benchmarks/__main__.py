@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -67,21 +68,28 @@ def _table2(options: argparse.Namespace) -> int:
     console = _console()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    selected = cases.select(
-        options.backbones,
-        options.heads,
-        options.upsamplings,
-        size=options.size,
-        batch=options.batch,
-        dtype=options.dtype,
-        memory_format="channels_last" if options.channels_last else "contiguous",
-    )
-    outcome = table2.run(selected, options.providers, options.device, options.seconds, options.output, console)
+    selected = [
+        case
+        for batch in options.batches
+        for layout in options.formats
+        for case in cases.select(
+            options.backbones,
+            options.heads,
+            options.upsamplings,
+            size=options.size,
+            batch=batch,
+            dtype=options.dtype,
+            memory_format=layout,
+        )
+    ]
+    limits = options.seconds, options.output, console, options.budget or math.inf, options.resume
+    outcome = table2.run(selected, options.providers, options.device, *limits)
     if outcome.rows:
         console.print(report.table2(outcome.rows).to_rich())
         path = options.chart or options.output.with_suffix(".png")
         chart.draw(outcome.rows, path)
         console.print(f"rows: {options.output}\nchart: {path}", highlight=False, markup=False, soft_wrap=True)
+    session.summary(outcome.skipped, print)
     _show_failures(outcome)
     return outcome.code
 
@@ -180,31 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    table2_ = commands.add_parser("table2", help="measure the paper's Table 2 (the default)")
-    table2_.add_argument("--backbones", nargs="+", metavar="NAME", help="default: resnet50 resnet101; timm's names too")
-    table2_.add_argument("--heads", nargs="+", choices=list(cases.HEADS), help="default: the table's")
-    table2_.add_argument(
-        "--upsamplings", nargs="+", choices=list(cases.UPSAMPLINGS), help="default: the table's for each head"
-    )
-    table2_.add_argument("--size", type=positive_int, default=512, help="height and width (%(default)s)")
-    table2_.add_argument("--batch", type=positive_int, default=1, help="images at once (%(default)s)")
-    table2_.add_argument("--dtype", choices=cases.DTYPES, default="float32")
-    table2_.add_argument("--channels-last", action="store_true", help="NHWC instead of NCHW in memory")
-    table2_.add_argument(
-        "--device",
-        type=device,
-        default="auto",
-        help="cpu, cuda, cuda:1, … or auto (a GPU if there is one)",
-    )
-    table2_.add_argument("--threads", type=positive_int, help="CPU threads (PyTorch's choice)")
-    table2_.add_argument("--seconds", type=positive_float, default=10.0, help="for timing each case (%(default)s)")
-    providers = [name for name, provider in PROVIDERS.items() if provider.products is None]
-    table2_.add_argument("--providers", nargs="+", choices=providers, default=["reference"], metavar="NAME")
-    table2_.add_argument(
-        "--output", type=Path, default=_RESULTS / "table2.jsonl", help="rows are appended here (%(default)s)"
-    )
-    table2_.add_argument("--chart", type=Path, help="image to write (the output with the suffix .png)")
-    table2_.set_defaults(command=_table2)
+    _add_table2(commands.add_parser("table2", help="measure the paper's Table 2 (the default)"))
 
     _add_inference(commands.add_parser("inference", help="measure branches, JPU and FastFCN by every provider"))
 
@@ -246,6 +230,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo_.set_defaults(command=_demo)
     return parser
+
+
+def _add_table2(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="default: resnet50 resnet101; timm's names too")
+    parser.add_argument("--heads", nargs="+", choices=list(cases.HEADS), help="default: the table's")
+    parser.add_argument(
+        "--upsamplings", nargs="+", choices=list(cases.UPSAMPLINGS), help="default: the table's for each head"
+    )
+    parser.add_argument("--size", type=positive_int, default=512, help="height and width (%(default)s)")
+    parser.add_argument("--batches", nargs="+", type=positive_int, default=[1], help="images at once (1)")
+    parser.add_argument("--dtype", choices=cases.DTYPES, default="float32")
+    parser.add_argument("--formats", nargs="+", choices=cases.MEMORY_FORMATS, default=["contiguous"], help="of memory")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads (PyTorch's choice)")
+    providers = [name for name, provider in PROVIDERS.items() if provider.products is None]
+    parser.add_argument("--providers", nargs="+", choices=providers, default=["reference"], metavar="NAME")
+    _add_run(parser, "table2", seconds=10.0, budget=None)
+    parser.set_defaults(command=_table2)
 
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
@@ -303,10 +304,17 @@ def _add_timings(
         metavar="NAME",
         help=f"of {', '.join(providers)} (all but host)",
     )
-    parser.add_argument("--device", type=device, default="auto", help="as of table2")
-    parser.add_argument("--seconds", type=positive_float, default=0.2, help="for timing each (%(default)s)")
+    _add_run(parser, name, seconds=0.2, budget=540.0)
+
+
+def _add_run(parser: argparse.ArgumentParser, name: str, seconds: float, budget: float | None) -> None:
+    """What all that measures has in common."""
     parser.add_argument(
-        "--budget", type=positive_float, default=540.0, help="seconds in which the last should end (%(default)s)"
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1, … or auto (a GPU if there is one)"
+    )
+    parser.add_argument("--seconds", type=positive_float, default=seconds, help="for timing each (%(default)s)")
+    parser.add_argument(
+        "--budget", type=positive_float, default=budget, help="seconds in which the last should end (%(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the last run of the output")
     parser.add_argument(

@@ -76,6 +76,12 @@ class Case:
         return self.backbone, self.head, self.upsampling
 
     @property
+    def input(self) -> str:
+        """Size, batch, dtype and layout in words."""
+        text = f"{self.size}×{self.size}, batch {self.batch}, {self.dtype}"
+        return text if self.memory_format == "contiguous" else f"{text}, {self.memory_format}"
+
+    @property
     def label(self) -> str:
         return f"{backbone_name(self.backbone)} · {HEADS[self.head]} · {UPSAMPLINGS[self.upsampling]}"
 
@@ -95,6 +101,11 @@ def paper_speed_up(case: Case) -> float | None:
     """The paper's frames per second over those of the dilated twin; None where it gives no figure."""
     fps, dilated = paper_fps(case), paper_fps(dilated_twin(case))
     return fps / dilated if fps is not None and dilated is not None else None
+
+
+def has_jpu(case: Case) -> bool:
+    """Whether there is anything in the network for this package's kernels to serve."""
+    return case.upsampling in ("jpu", "jpu_x")
 
 
 def dilated_twin(case: Case) -> Case:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +32,7 @@ class Provider:
         folded: whether norms go into the convolutions before them.
         graphed: whether the call is captured in a CUDA graph, which leaves the host's part out.
         compiled: whether by ``torch.compile``.
+        only_jpu: whether it compiles the JPU alone, and all else is launched one after the other.
         mode: of the compiler.
         frozen: whether the compiler may take weights for constants.
         products: None for the whole call; ``"bmm"`` or ``"slices"`` for the branches' matrix products alone.
@@ -45,6 +46,7 @@ class Provider:
     folded: bool = False
     graphed: bool = False
     compiled: bool = False
+    only_jpu: bool = False
     mode: str = "max-autotune"
     frozen: bool = False
     products: str | None = None
@@ -54,6 +56,11 @@ class Provider:
     def is_eager(self) -> bool:
         """Whether PyTorch serves it, one launch after the other."""
         return self.backend == "reference" and not (self.compiled or self.graphed or self.products)
+
+    @property
+    def needs_jpu(self) -> bool:
+        """Whether it differs from a way of PyTorch only where a network has a JPU."""
+        return self.backend != "reference" or self.only_jpu
 
 
 _LAST = ("channels_last",)
@@ -88,6 +95,8 @@ PROVIDERS: dict[str, Provider] = {
     **{name + GRAPH: replace(provider, graphed=True) for name, provider in _EAGER.items()},
     **_with_graphs({f"cuda-{policy}": replace(_OURS, policy=policy) for policy in ("mma", "two-pass", "fma")}),
     "host": Provider("host", formats=_LAST),
+    # In the place of whole compiled networks, each of which takes minutes. Its graph is the whole network's.
+    **_with_graphs({"compiled-jpu": Provider(compiled=True, only_jpu=True, mode="max-autotune-no-cudagraphs")}),
     "compiled": Provider(compiled=True, formats=_LAST),
     "compiled-frozen": Provider(compiled=True, frozen=True, formats=_LAST),
 }
@@ -158,7 +167,9 @@ def serve(
         if provider.backend != "reference" and any(isinstance(module, JointPyramid) for module in model.modules()):
             _demand_kernels(provider, model, inputs)
         call: Callable[..., Any] = model
-        if provider.compiled:
+        if provider.only_jpu:
+            stack.enter_context(_jpu_compiled(provider, model))
+        elif provider.compiled:
             call, inputs = compile_for(stack, provider, model, inputs)
         yield _captured(call, inputs) if provider.graphed else lambda: call(*inputs)
 
@@ -174,6 +185,27 @@ def compile_for(
     for x in inputs:
         torch._dynamo.mark_static_address(x)
     return torch.compile(model, mode=provider.mode, dynamic=False), inputs
+
+
+@contextmanager
+def _jpu_compiled(provider: Provider, model: nn.Module) -> Iterator[None]:
+    """The JPUs within a network as the compiler makes them."""
+    names = [name for name, module in model.named_modules() if isinstance(module, JointPyramid)]
+    if not names or "" in names:
+        raise ValueError(f"expected a network with a JPU in it, got {type(model).__name__}")
+    originals = {name: model.get_submodule(name) for name in names}
+
+    def put(modules: Mapping[str, Any]) -> None:
+        for name, module in modules.items():
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module)
+
+    put({name: torch.compile(jpu, mode=provider.mode, dynamic=False) for name, jpu in originals.items()})
+    try:
+        yield
+    finally:
+        put(originals)
+        torch.compiler.reset()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from .cases import (
     paper_fps,
     paper_speed_up,
 )
+from .providers import GRAPH
 from .results import ResultsError, Row
 
 # One measured system: its case, its provider and its rows by metric.
@@ -84,11 +85,12 @@ def _place(case: Case) -> tuple[int, ...]:
 def speed_up(system: Measured, systems: Sequence[Measured]) -> float | None:
     """Frames per second over those of the dilated twin in the same run; None if that is not there.
 
-    The twin has no JPU, so where the system's own provider did not measure it, any other's does.
+    The twin has no JPU, so where the system's own provider did not measure it, any other's does; one that is captured
+    in a graph as it is, if there is one.
     """
     case, provider, metrics = system
     twins = [s for s in systems if s[0] == dilated_twin(case) and "fps" in s[2]]
-    twins.sort(key=lambda s: s[1] != provider)
+    twins.sort(key=lambda s: (s[1] != provider, s[1].endswith(GRAPH) != provider.endswith(GRAPH)))
     if not twins or "fps" not in metrics:
         return None
     return metrics["fps"].value / twins[0][2]["fps"].value
@@ -102,7 +104,7 @@ def table2(rows: Sequence[Row]) -> Report:
     """
     systems = measured(rows)
     with_provider = len({provider for _, provider, _ in systems}) > 1
-    same_input = len({input_of(case) for case, _, _ in systems}) == 1
+    same_input = len({case.input for case, _, _ in systems}) == 1
     words = ["backbone", "head", "upsampling"]
     words += ["provider"] if with_provider else []
     words += [] if same_input else ["input"]
@@ -113,7 +115,7 @@ def table2(rows: Sequence[Row]) -> Report:
         case, provider, metrics = system
         cells = [backbone_name(case.backbone), HEADS[case.head], UPSAMPLINGS[case.upsampling]]
         cells += [provider] if with_provider else []
-        cells += [] if same_input else [input_of(case)]
+        cells += [] if same_input else [case.input]
         paper = paper_fps(case)
         cells += [
             _latency(metrics.get("latency")),
@@ -126,7 +128,7 @@ def table2(rows: Sequence[Row]) -> Report:
             f"{metrics['multiply_adds'].value:.1f}" if "multiply_adds" in metrics else "",
         ]
         lines.append(cells)
-    inputs = input_of(systems[0][0]) if same_input else "several inputs"
+    inputs = systems[0][0].input if same_input else "several inputs"
     return Report(f"{rows[0].device}: {inputs}", _notes(rows), words + numbers, len(words), lines)
 
 
@@ -144,11 +146,6 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             "(CPU: resident memory of the process; GPU: PyTorch's allocator)"
         )
     return notes
-
-
-def input_of(case: Case) -> str:
-    text = f"{case.size}×{case.size}, batch {case.batch}, {case.dtype}"
-    return text if case.memory_format == "contiguous" else f"{text}, {case.memory_format}"
 
 
 def _latency(row: Row | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -17,9 +17,21 @@ from .environment import Environment
 from .providers import Provider, why_not
 from .results import ResultsError, Row
 from .runner import Job, Outcome, Skipped, Tick
-from .workloads import Workload
 
-W = TypeVar("W", bound=Workload)
+
+class Measured(Protocol):
+    """What a job is of."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def memory_format(self) -> str: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+W = TypeVar("W", bound=Measured)
 P = TypeVar("P")
 
 # Seconds that the first job of a kind may take before there is one to judge by. On a GPU the compiler times dozens of
@@ -87,7 +99,7 @@ class Session(Generic[W, P]):
         """What ``prepare`` makes; that of the job before where the key is the same, and its error too."""
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # before the next takes its memory
-            _tidy(self._device)
+            tidy(self._device)
             try:
                 self._prepared = key, prepare()
             except Exception as error:
@@ -98,7 +110,8 @@ class Session(Generic[W, P]):
         return found
 
 
-def _tidy(device: torch.device) -> None:
+def tidy(device: torch.device) -> None:
+    """Gives memory back that nobody uses."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -138,6 +151,7 @@ def run(
     console: Console,
     describe: Callable[[list[Row]], str],
     first: Sequence[Job] = (),
+    label: Callable[[W, str], str] | None = None,
 ) -> Outcome:
     """Measures what is selected and not there yet; rows of before are in the outcome too.
 
@@ -149,6 +163,7 @@ def run(
         console: where progress is shown.
         describe: what a finished job's line says of its rows.
         first: jobs before all these.
+        label: of a job, for a reader.
 
     Raises:
         ResultsError: the rows of before are of another benchmark.
@@ -157,8 +172,8 @@ def run(
     jobs = list(first)
     for workload, name in selected:
         if (workload.as_dict(), name) not in cases:
-            label = f"{workload.label}, {workload.memory_format} · {name}"
-            jobs.append(Job(label, partial(session.measure, workload, name)))
+            known = f"{workload.label}, {workload.memory_format} · {name}" if label is None else label(workload, name)
+            jobs.append(Job(known, partial(session.measure, workload, name)))
     outcome = runner.run(jobs, output, console, describe)
     outcome.rows = [*before, *outcome.rows]
     return outcome

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,129 +14,181 @@ from torch import Tensor, nn
 from jpu_cuda import use_backend
 from jpu_cuda.backend import BackendUnavailableError, matrix_options
 
-from . import environment, measure, runner, systems, verify
-from .cases import Case
+from . import measure, session, systems, verify
+from .cases import Case, has_jpu
 from .environment import Environment
 from .memory import PeakMemory
-from .providers import PROVIDERS, chosen, serve, why_not
+from .providers import PROVIDERS, Provider, chosen, serve, why_not
 from .results import Row, make_row
-from .runner import Job, Outcome, Skipped, Tick
+from .runner import Outcome, Skipped, Tick
+from .session import CALLS, Session
 
 
-def measure_case(
-    case: Case,
-    provider: str,
-    device: torch.device,
-    seconds: float,
-    where: Environment,
-    tick: Callable[[float], None] = lambda done: None,
-) -> list[Row]:
-    """Measures one case: latency, frames per second, peak memory, parameters and multiply-adds.
+def jobs_in_order(selected: Sequence[Case], names: Sequence[str]) -> list[tuple[Case, str]]:
+    """What is measured, case by case; a network without a JPU only by what is no way of serving one.
 
-    As in the paper's protocol the model is in eval mode and computes its auxiliary head. Latency has no
-    part of moving the image to the device. Frames per second are batch / median latency.
+    Where there are several heads, the first one's cases come first, of every backbone and input: those that the
+    paper says most about.
 
     Args:
-        case: what to measure.
-        provider: a key of :data:`benchmarks.providers.PROVIDERS`, in the case's memory format.
-        device: ``cpu`` or ``cuda``.
-        seconds: for timing, see :func:`benchmarks.measure.time_calls`.
-        where: goes into every row.
-        tick: told the share of the timing that is done.
-
-    Raises:
-        ValueError: the model's output is not finite or not of the right shape; nothing was timed then.
+        selected: the cases.
+        names: keys of :data:`benchmarks.providers.PROVIDERS`.
     """
-    known = PROVIDERS[provider]
-    images = systems.build_input(case, device)
-    with chosen(known):  # before graphs and compilers, which hold what they like beside the model
-        model, peak = _build_and_check(case, images, device)
-    with serve(known, model, [images]) as call:
-        if provider != "reference":
-            tf32 = images.is_cuda and case.dtype == "float32" and matrix_options().allow_tf32
-            truth = verify.find_truth(model, [images[-1:]], lambda result: result[0], tf32)
-            verify.assert_no_worse(call()[0][-1:], truth, deep=True)
-        samples = measure.time_calls(call, device, seconds, tick)
-
-    def row(metric: str, value: float, quantiles: dict[str, float] | None = None) -> Row:
-        return make_row(where, case.as_dict(), provider, metric, value, quantiles)
-
-    def fps(milliseconds: float) -> float:
-        return case.batch * 1000 / milliseconds
-
-    latency, spread = statistics.median(samples), measure.quantiles(samples)
-    # The slowest twentieth of the latencies are the lowest frame rates.
-    fps_spread = {f"p{100 - int(name[1:])}": fps(value) for name, value in spread.items()}
-    rows = [row("latency", latency, spread), row("fps", fps(latency), fps_spread)]
-    if peak is not None:
-        rows.append(row("peak_memory", peak))
-    rows.append(row("parameters", measure.parameters(model)))
-    with use_backend("reference"):  # kernels are no convolutions to whoever counts
-        rows.append(row("multiply_adds", measure.multiply_adds(model, images)))
-    return rows
-
-
-def _build_and_check(case: Case, images: Tensor, device: torch.device) -> tuple[nn.Module, float | None]:
-    """Builds a case's model and checks its output; returns it with the peak memory of both in MiB."""
-    with PeakMemory(device) as memory:
-        model = systems.build_model(case, device)
-        memory.reset()
-        with torch.inference_mode():
-            output = model(images)
-        peak = memory.mib()
-        systems.check_output(output, case)
-    return model, peak
+    heads = list(dict.fromkeys(case.head for case in selected))
+    ordered = sorted(selected, key=lambda case: heads.index(case.head))  # stable
+    return [(case, name) for case in ordered for name in names if has_jpu(case) or not PROVIDERS[name].needs_jpu]
 
 
 def run(
-    cases: Sequence[Case],
-    providers: Sequence[str],
+    selected: Sequence[Case],
+    names: Sequence[str],
     device: torch.device,
     seconds: float,
     output: Path,
     console: Console,
+    budget: float = float("inf"),
+    resume: bool = False,
     more: Callable[[Case], bool] = lambda case: True,
 ) -> Outcome:
     """Measures cases one after the other; rows reach ``output`` as each is finished.
 
-    A case that fails is reported and the others go on; Ctrl-C ends the run and keeps what is measured.
+    A case that fails is reported and the others go on; what a provider cannot serve here, or the budget does not
+    allow, is skipped. Ctrl-C ends the run and keeps what is measured.
+
+    As in the paper's protocol a model is in eval mode and computes its auxiliary head. Latency has no part of moving
+    the image to the device. Frames per second are batch / median latency.
 
     Args:
-        cases: what to measure.
-        providers: each case is measured with each.
+        selected: what to measure.
+        names: keys of :data:`benchmarks.providers.PROVIDERS`, each in the case's memory format.
         device: ``cpu`` or ``cuda``.
-        seconds: for timing each case.
+        seconds: for timing each, see :func:`benchmarks.measure.time_calls`.
         output: file to append to.
         console: where progress is shown: a bar on a terminal, a line for each case anywhere.
+        budget: seconds in which the last should end.
+        resume: whether to go on with the last run of ``output``, whose rows are then in the outcome too.
         more: asked before each case; the case is left out where it says False.
-    """
-    where = environment.describe(device)
-    warm = False
 
-    def measured(case: Case, provider: str, tick: Tick) -> list[Row]:
-        nonlocal warm
-        if not more(case):
+    Raises:
+        ResultsError: there is no run to go on with, or it was made elsewhere or of other sources.
+    """
+    where, before = session.begin(device, output, resume)
+    here = _Session(names, device, seconds, budget, where, more)
+    several = len(names) > 1, len({case.input for case in selected}) > 1
+
+    def label(case: Case, name: str) -> str:
+        more = [case.input] * several[1] + [name] * several[0]
+        return " · ".join([case.label, *more])
+
+    return session.run(here, jobs_in_order(selected, names), before, output, console, _describe, label=label)
+
+
+def _describe(rows: list[Row]) -> str:
+    return f"{rows[0].value:.4g} ms, {rows[1].value:.4g} frames/s"
+
+
+@dataclass
+class _Prepared:
+    """A case's model and input.
+
+    Attributes:
+        peaks: MiB of both, by backend; None where this machine cannot tell.
+    """
+
+    case: Case
+    model: nn.Module
+    images: Tensor
+    peaks: Mapping[str, float | None]
+    _truth: verify.Truth | None = None
+
+    def truth(self) -> verify.Truth:
+        """What the last image's logits should be, and PyTorch's error."""
+        if self._truth is None:
+            tf32 = self.images.is_cuda and self.case.dtype == "float32" and matrix_options().allow_tf32
+            self._truth = verify.find_truth(self.model, [self.images[-1:]], lambda result: result[0], tf32)
+        return self._truth
+
+
+class _Session(Session[Case, _Prepared]):
+    def __init__(
+        self,
+        names: Sequence[str],
+        device: torch.device,
+        seconds: float,
+        budget: float,
+        where: Environment,
+        more: Callable[[Case], bool],
+    ) -> None:
+        super().__init__(PROVIDERS, device, seconds, budget, where)
+        self._names, self._more = names, more
+        self._warm = False
+
+    def _check(self, workload: Case, name: str, provider: Provider) -> None:
+        if not self._more(workload):
             raise Skipped("left out")
-        if (reason := why_not(PROVIDERS[provider], device)) is not None:
-            raise BackendUnavailableError(reason)
-        _prepare(case, device, first=not warm)
-        rows = measure_case(case, provider, device, seconds, where, tick)
-        warm = True
+
+    def _verify_and_time(self, workload: Case, name: str, provider: Provider, tick: Tick) -> list[Row]:
+        case = workload
+        prepared = self._prepare_once(case, lambda: self._prepare(case))
+        try:
+            with serve(provider, prepared.model, [prepared.images]) as call:
+                if name != "reference":
+                    for _ in range(CALLS[provider.compiled]):
+                        result = call()
+                    verify.assert_no_worse(result[0][-1:], prepared.truth(), deep=True)
+                samples = measure.time_calls(call, self._device, self._seconds, tick)
+        except BackendUnavailableError as error:
+            raise Skipped(str(error)) from error
+        return self._rows(case, name, samples, prepared)
+
+    def _rows(self, case: Case, name: str, samples: Sequence[float], prepared: _Prepared) -> list[Row]:
+        """Latency, frames per second, peak memory, parameters and multiply-adds."""
+
+        def row(metric: str, value: float, quantiles: dict[str, float] | None = None) -> Row:
+            return make_row(self._where, case.as_dict(), name, metric, value, quantiles)
+
+        def fps(milliseconds: float) -> float:
+            return case.batch * 1000 / milliseconds
+
+        latency, spread = statistics.median(samples), measure.quantiles(samples)
+        # The slowest twentieth of the latencies are the lowest frame rates.
+        fps_spread = {f"p{100 - int(name[1:])}": fps(value) for name, value in spread.items()}
+        rows = [row("latency", latency, spread), row("fps", fps(latency), fps_spread)]
+        # Graphs and compilers hold what they like beside the model.
+        plain = PROVIDERS[name] == Provider(PROVIDERS[name].backend, formats=PROVIDERS[name].formats)
+        if plain and (peak := prepared.peaks[PROVIDERS[name].backend]) is not None:
+            rows.append(row("peak_memory", peak))
+        rows.append(row("parameters", measure.parameters(prepared.model)))
+        with use_backend("reference"):  # kernels are no convolutions to whoever counts
+            rows.append(row("multiply_adds", measure.multiply_adds(prepared.model, prepared.images)))
         return rows
 
-    jobs = []
-    for case in cases:
-        for provider in providers:
-            label = case.label if len(providers) == 1 else f"{case.label} · {provider}"
-            jobs.append(Job(label, partial(measured, case, provider)))
-    return runner.run(jobs, output, console, lambda rows: f"{rows[0].value:.4g} ms, {rows[1].value:.4g} frames/s")
+    def _prepare(self, case: Case) -> _Prepared:
+        """Builds a case's model, weighs it by every backend that serves it, and checks its output."""
+        if not self._warm:  # code and buffers that PyTorch maps when it is first used, and are not the case's
+            small = replace(case, size=64, batch=1)
+            _run_checked(systems.build_model(small, self._device), systems.build_input(small, self._device), small)
+            self._warm = True
+            session.tidy(self._device)
+        images = systems.build_input(case, self._device)
+        memory = PeakMemory(self._device)
+        with memory:
+            model = systems.build_model(case, self._device)
+            peaks = {}
+            for provider in self._backends(case):
+                memory.reset()
+                with chosen(provider):
+                    _run_checked(model, images, case)
+                peaks[provider.backend] = memory.mib()
+        return _Prepared(case, model, images, peaks)
+
+    def _backends(self, case: Case) -> list[Provider]:
+        """A plain provider of each backend that is asked for and there."""
+        wanted = {PROVIDERS[name].backend for _, name in jobs_in_order([case], self._names)}
+        here = [Provider(backend) for backend in sorted(wanted)]
+        return [provider for provider in here if why_not(provider, self._device) is None]
 
 
-def _prepare(case: Case, device: torch.device, first: bool) -> None:
-    """Gets out of the way what would count as the case's memory and is not its own."""
-    if first:  # code and buffers that PyTorch maps when it is first used
-        small = replace(case, size=64, batch=1)
-        _build_and_check(small, systems.build_input(small, device), device)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def _run_checked(model: nn.Module, images: Tensor, case: Case) -> None:
+    with torch.inference_mode():
+        systems.check_output(model(images), case)

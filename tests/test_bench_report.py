@@ -117,6 +117,27 @@ def test_a_provider_without_a_dilated_twin_is_held_against_anothers():
     ]
 
 
+def test_what_is_captured_in_a_graph_is_held_against_a_dilated_twin_that_is():
+    rows = _rows(DILATED, 0.5) + _rows(DILATED, 1.0, "reference-graph")
+    rows += _rows(JPU, 2.0, "cuda") + _rows(JPU, 4.0, "cuda-graph") + _rows(JPU, 3.0, "compiled-jpu-graph")
+    rendered = report.table2(rows)
+    assert {line[3]: line[6] for line in rendered.lines[2:]} == {
+        "cuda": "4.00×",
+        "cuda-graph": "4.00×",
+        "compiled-jpu-graph": "3.00×",
+    }
+
+
+def test_the_chart_has_the_fastest_of_each_kind_of_provider():
+    rows = _rows(DILATED, 0.5) + _rows(DILATED, 1.0, "reference-graph")
+    for provider, fps in (("reference", 2), ("reference-graph", 1), ("cuda", 3), ("cuda-graph", 4), ("host", 0.1)):
+        rows += _rows(JPU, fps, provider)
+    rows += _rows(JPU, 2.5, "compiled-jpu") + _rows(Case("resnet101", "encoding", "jpu", batch=16), 9, "cuda")
+    found = [(case.batch, provider) for case, provider, _ in chart.fastest(report.measured(rows))]
+    jpu = [(1, "reference"), (1, "compiled-jpu"), (1, "cuda-graph"), (16, "cuda")]
+    assert found == [(1, "reference-graph"), *jpu]
+
+
 def test_the_papers_figures_stand_beside_its_own_input_only():
     line = _line(report.table2(_rows(Case("resnet101", "encoding", "jpu", size=64), 9)), 0)
     assert (line["paper frames/s"], line["paper × dilated"]) == ("", "")
@@ -168,10 +189,13 @@ def test_the_command_refuses_an_absent_file(tmp_path, capsys):
     assert "expected a file of results" in capsys.readouterr().err
 
 
-def _all_systems(**common) -> list[Row]:
+EVERY = ("reference", "compiled-jpu-graph", "cuda-graph")
+
+
+def _all_systems(provider: str = "reference", **common) -> list[Row]:
     rows = []
     for case in cases.select(**common):
-        rows += _rows(case, cases.PAPER_FPS[case.system])
+        rows += _rows(case, cases.PAPER_FPS[case.system] * (1 + EVERY.index(provider)), provider)
     return rows
 
 
@@ -182,8 +206,9 @@ def _all_systems(**common) -> list[Row]:
         _rows(JPU, 1.6),
         _rows(DILATED, 0.5) + _rows(JPU, 1.0, "cuda") + _rows(JPU, 2.0),
         _all_systems() + _all_systems(batch=2),
+        [row for batch in (1, 16) for name in EVERY for row in _all_systems(batch=batch, provider=name)],
     ],
-    ids=["table", "one", "providers", "inputs"],
+    ids=["table", "one", "providers", "inputs", "all"],
 )
 def test_a_chart_is_drawn(tmp_path, rows):
     path = tmp_path / "new" / "chart.png"

@@ -6,11 +6,13 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from strategies import needs_host
 from torch import nn
 
-from benchmarks import cases, measure, results, systems, table2
+from benchmarks import cases, measure, providers, results, systems, table2, verify
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
+from jpu_cuda import JPU
 
 CPU = torch.device("cpu")
 # The least of timm's, for tests that any backbone serves.
@@ -28,6 +30,21 @@ class _Tiny(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         return (self.conv(images) * self.scale,)
+
+
+class _WithJpu(nn.Module):
+    """Likewise, where the network has a JPU for kernels to serve."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neck = nn.ModuleDict({"jpu": JPU([3, 3, 3], width=4)})
+        self.head = nn.Conv2d(16, 5, 1)
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        levels = [nn.functional.avg_pool2d(images, stride) for stride in (8, 16, 32)]
+        logits = self.head(self.neck["jpu"](images, *levels)[-1])
+        return (nn.functional.interpolate(logits, images.shape[2:]),)
 
 
 @pytest.fixture
@@ -51,8 +68,8 @@ SELECTED = cases.select(["resnet50"], ["encoding"], ["none", "bilinear", "jpu"],
 def _run(tmp_path, **changes):
     console = Console(file=io.StringIO(), width=120, force_terminal=changes.pop("terminal", False))
     arguments = {
-        "cases": SELECTED,
-        "providers": ["reference"],
+        "selected": SELECTED,
+        "names": ["reference"],
         "device": CPU,
         "seconds": 0.01,
         "output": tmp_path / "rows.jsonl",
@@ -77,7 +94,7 @@ def test_rows_are_in_the_file(tmp_path, tiny):
 
 def test_frames_per_second_follow_from_the_latency(tmp_path, tiny):
     (case,) = cases.select(["resnet50"], ["psp"], ["jpu"], batch=3, **SMALL)
-    outcome, _ = _run(tmp_path, cases=[case])
+    outcome, _ = _run(tmp_path, selected=[case])
     latency, fps = outcome.rows[:2]
     assert fps.value == pytest.approx(3000 / latency.value)
     assert fps.quantiles["p5"] == pytest.approx(3000 / latency.quantiles["p95"])
@@ -108,7 +125,7 @@ def test_a_wrong_output_is_not_timed(tmp_path, tiny, monkeypatch, model, message
     timed = []
     monkeypatch.setattr(measure, "time_calls", lambda *_: timed.append(1))
     tiny["resnet50", "encoding", "none"] = model
-    outcome, _ = _run(tmp_path, cases=SELECTED[:1])
+    outcome, _ = _run(tmp_path, selected=SELECTED[:1])
     assert outcome.failures == [("ResNet-50 · Encoding · Dilated", f"ValueError: {message}")]
     assert timed == []
     assert not (tmp_path / "rows.jsonl").exists()
@@ -127,11 +144,86 @@ def test_cases_can_be_left_out_on_the_way(tmp_path, tiny):
     assert {row.case["upsampling"] for row in outcome.rows} == {"jpu"}
 
 
-def test_an_unavailable_provider_fails_its_case(tmp_path, tiny):
-    outcome, _ = _run(tmp_path, providers=["cuda"], cases=SELECTED[:1])
-    ((label, reason),) = outcome.failures
-    assert label == "ResNet-50 · Encoding · Dilated"
-    assert reason.startswith("BackendUnavailableError: backend 'cuda' ")
+def test_what_a_provider_cannot_serve_here_is_skipped(tmp_path, tiny):
+    outcome, _ = _run(tmp_path, names=["reference", "cuda", "reference-graph"], selected=SELECTED[2:])
+    assert {row.provider for row in outcome.rows} == {"reference"}
+    assert outcome.failures == []
+    (first, no_kernels), (second, no_graph) = outcome.skipped
+    assert (first, second) == tuple(f"ResNet-50 · Encoding · JPU · {name}" for name in ("cuda", "reference-graph"))
+    assert no_kernels.startswith("backend 'cuda' ")
+    assert no_graph == "CUDA graphs need a CUDA device, got cpu"
+
+
+def test_the_first_heads_come_first_and_only_a_jpu_is_served_in_several_ways():
+    selected = [
+        case
+        for batch in (1, 16)
+        for case in cases.select(["resnet50"], ["encoding", "psp"], ["fpn", "jpu"], batch=batch, **SMALL)
+    ]
+    names = ["reference", "reference-graph", "cuda", "compiled-jpu-graph"]
+    jobs = [(case.head, case.batch, case.upsampling, name) for case, name in table2.jobs_in_order(selected, names)]
+    assert jobs == [
+        (head, batch, upsampling, name)
+        for head in ("encoding", "psp")
+        for batch in (1, 16)
+        for upsampling, served in (("fpn", names[:2]), ("jpu", names))
+        for name in served
+    ]
+
+
+def test_a_budget_ends_a_run_that_another_goes_on_with(tmp_path, tiny):
+    first, _ = _run(tmp_path, selected=SELECTED[:1])
+    cut, _ = _run(tmp_path, budget=1e-9, resume=True)
+    assert cut.skipped == [(case.label, "the budget of 1e-09 s is spent") for case in SELECTED[1:]]
+    assert cut.rows == first.rows
+    whole, _ = _run(tmp_path, resume=True)
+    assert whole.rows[: len(first.rows)] == first.rows
+    assert [row.case["upsampling"] for row in whole.rows if row.metric == "fps"] == ["none", "bilinear", "jpu"]
+    assert len({row.run for row in whole.rows}) == 1
+    assert results.read(tmp_path / "rows.jsonl") == whole.rows
+
+
+@needs_host
+def test_kernels_serve_a_networks_jpu_and_are_held_to_the_truth(tmp_path, tiny, monkeypatch):
+    (case,) = SELECTED[2:]
+    tiny[case.system] = _WithJpu()
+    outcome, _ = _run(tmp_path, names=["reference", "host"], selected=[case])
+    assert (outcome.failures, outcome.skipped) == ([], [])
+    assert {row.provider for row in outcome.rows if row.metric == "peak_memory"} <= {"reference", "host"}
+
+    def wrong(*_: object, **__: object) -> None:
+        raise verify.WrongResultError("error: expected at most 0, got 1")
+
+    monkeypatch.setattr(verify, "assert_no_worse", wrong)
+    outcome, _ = _run(tmp_path, names=["reference", "host"], selected=[case])
+    assert {row.provider for row in outcome.rows} == {"reference"}
+    assert outcome.failures[0][0].endswith(" · JPU · host")
+
+
+def test_the_compiler_may_have_the_jpu_alone(tmp_path, monkeypatch):
+    compiled = []
+
+    class Compiled(nn.Module):
+        def __init__(self, module: nn.Module, **options: object) -> None:
+            super().__init__()
+            self.module = module
+            compiled.append((module, options))
+
+        def forward(self, *levels: torch.Tensor) -> object:
+            return self.module(*levels)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    model = _WithJpu()
+    own = model.neck["jpu"]
+    images = torch.ones(1, 3, 64, 64)
+    with providers.serve(providers.PROVIDERS["compiled-jpu"], model, [images]) as call:
+        assert isinstance(model.neck["jpu"], Compiled)
+        assert call()[0].shape == (1, 5, 64, 64)
+    assert model.neck["jpu"] is own
+    assert compiled == [(own, {"mode": "max-autotune-no-cudagraphs", "dynamic": False})]
+    unserved = providers.serve(providers.PROVIDERS["compiled-jpu"], _Tiny(), [images])
+    with pytest.raises(ValueError, match="expected a network with a JPU in it, got _Tiny"), unserved:
+        pass
 
 
 def test_without_a_terminal_each_case_is_a_line(tmp_path, tiny):
@@ -225,7 +317,7 @@ def test_the_command_fails_where_a_case_failed(tmp_path, tiny, capsys):
         (["--providers", "fast"], "invalid choice: 'fast'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--size", "0"], "argument --size: expected a whole number >= 1, got '0'"),
-        (["--batch", "two"], "argument --batch: expected a whole number >= 1, got 'two'"),
+        (["--batches", "two"], "argument --batches: expected a whole number >= 1, got 'two'"),
         (["--seconds", "-1"], "argument --seconds: expected a number > 0, got '-1'"),
         (["--seconds", "soon"], "argument --seconds: expected a number > 0, got 'soon'"),
         (["--device", "abacus"], "argument --device: expected auto, cpu or cuda, got 'abacus'"),
