@@ -26,6 +26,7 @@ from . import (
     results,
     session,
     table2,
+    targets,
     training,
     training_chart,
     training_report,
@@ -175,6 +176,16 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
+def _targets(options: argparse.Namespace) -> int:
+    found = targets.evaluate(targets.read(options.folder))
+    rendered = targets.table(found, environment.source_hash())
+    if options.markdown:
+        print(rendered.to_markdown(), end="")
+    else:
+        _console().print(rendered.to_rich())
+    return 1 if any(target.missed for target in found) else 0
+
+
 def _source_hash(options: argparse.Namespace) -> int:
     print(environment.source_hash())
     return 0
@@ -216,6 +227,11 @@ def _parser() -> argparse.ArgumentParser:
     table_.add_argument("--run", default="last", help="time of the run, or its beginning (%(default)s)")
     table_.add_argument("--markdown", action="store_true", help="as the README shows it")
     table_.set_defaults(command=_table)
+
+    targets_ = commands.add_parser("targets", help="hold the last runs against what they should show; fails on a miss")
+    targets_.add_argument("folder", type=Path, nargs="?", default=_RESULTS, help="of rows (%(default)s)")
+    targets_.add_argument("--markdown", action="store_true", help="as documents show it")
+    targets_.set_defaults(command=_targets)
 
     source_hash = commands.add_parser("source-hash", help="print the hash of kernel sources and build flags")
     source_hash.set_defaults(command=_source_hash)
