@@ -22,6 +22,7 @@ from . import (
     inference,
     inference_chart,
     inference_report,
+    launches,
     report,
     results,
     session,
@@ -136,6 +137,18 @@ def _timings(
     return outcome.code
 
 
+def _launches(options: argparse.Namespace) -> int:
+    console = _console()
+    what = options.parts, options.shape, options.batch, options.dtype, options.channels
+    outcome = launches.run(*what, options.device, options.output, console)
+    if outcome.rows:
+        console.print(launches.table(outcome.rows).to_rich())
+        print(f"rows: {options.output}")
+    session.summary(outcome.skipped, print)
+    _show_failures(outcome)
+    return outcome.code
+
+
 def _compare(options: argparse.Namespace) -> int:
     old_run, new_run = options.run or ("last", "last")
     old_rows = results.read(options.old)
@@ -163,7 +176,9 @@ def _last_two(rows: Sequence[Row], path: Path) -> tuple[str, str]:
 def _table(options: argparse.Namespace) -> int:
     rows = results.pick_run(results.read(options.file), options.run)
     cases = [row.case for row in rows]
-    if any("norms" in case for case in cases):
+    if all(map(launches.is_launch, rows)):
+        rendered = launches.table(rows)
+    elif any("norms" in case for case in cases):
         rendered = training_report.table(rows)
     elif any("part" in case or "ceiling" in case for case in cases):
         rendered = inference_report.table(rows)
@@ -204,6 +219,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_inference(commands.add_parser("inference", help="measure branches, JPU and FastFCN by every provider"))
 
     _add_training(commands.add_parser("training", help="measure forward and backward, and a step, by every provider"))
+
+    _add_launches(commands.add_parser("launches", help="time every launch of a call by itself; needs a GPU"))
 
     compare_ = commands.add_parser("compare", help="hold two runs against each other; fails on a regression")
     compare_.add_argument("old", type=Path, help="file of rows; its last run is taken")
@@ -289,6 +306,19 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--norms", nargs="+", choices=known.NORMS, default=list(known.NORMS), help="frozen ones of branches only"
     )
     parser.set_defaults(command=_training)
+
+
+def _add_launches(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", nargs="+", choices=launches.PARTS, default=list(launches.PARTS))
+    parser.add_argument("--shape", type=shape, metavar="HxW", help="at stride 8 (64x64; of training 60x60)")
+    parser.add_argument("--batch", type=positive_int, default=16, help="images at once (%(default)s)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "tf32"), default="bfloat16")
+    parser.add_argument("--channels", type=positive_int, default=workloads.CHANNELS, help="of the JPU (%(default)s)")
+    parser.add_argument("--device", type=device, default="auto", help="as of table2")
+    parser.add_argument(
+        "--output", type=Path, default=_RESULTS / "launches.jsonl", help="rows are appended here (%(default)s)"
+    )
+    parser.set_defaults(command=_launches)
 
 
 def _add_timings(

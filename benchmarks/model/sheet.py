@@ -45,8 +45,13 @@ class Line:
 
 def case_of(kernel: Kernel, work: Work) -> dict[str, Any]:
     """As a row of results names what it measured, for rows that the sheet is to show."""
+    return case_of_row(kernel.row, work)
+
+
+def case_of_row(row: str, work: Work) -> dict[str, Any]:
+    """The same, of a kernel as the sheet calls it, or of something else in the same call."""
     return {
-        "kernel": kernel.row,
+        "kernel": row,
         "batch": work.batch,
         "height": work.height,
         "width": work.width,
@@ -171,12 +176,12 @@ def training_times(device: Device, found: Sequence[Line]) -> Report:
 
 
 _TIME_COLUMNS = ["map", "batch", "dtype", "kernel", "bound by", "G multiply-adds", "MB", "floor", *RESOURCES]
-_TIME_COLUMNS += ["waves", "predicted", "× floor", "measured"]
+_TIME_COLUMNS += ["waves", "predicted", "× floor", "measured", "× predicted"]
 
 
 def _needs(work: Work, name: str, multiply_adds: int, moved: int, least: float) -> list[str]:
     needs = map(figure, [multiply_adds / 1e9, moved / 1e6, least * 1e3])
-    return [*_where(work), name, "", *needs, *[""] * (len(RESOURCES) + 4)]
+    return [*_where(work), name, "", *needs, *[""] * (len(RESOURCES) + 5)]
 
 
 def _sum(device: Device, name: str, parts: Sequence[Line], least: float) -> list[str]:
@@ -185,7 +190,13 @@ def _sum(device: Device, name: str, parts: Sequence[Line], least: float) -> list
     value = sum(known) if len(known) == len(parts) else None
     moved = sum(line.kernel.moved(line.work) + line.kernel.moved_again(line.work, device) for line in parts)
     needs = ["", figure(moved / 1e6), figure(least * 1e3), *[""] * (len(RESOURCES) + 1)]
-    return [*_where(parts[0].work), name, "", *needs, figure(total * 1e3), figure(total / least), figure(value)]
+    ends = [total * 1e3, total / least, value, over(value, total)]
+    return [*_where(parts[0].work), name, "", *needs, *map(figure, ends)]
+
+
+def over(milliseconds: float | None, predicted: float) -> float | None:
+    """What was measured over what was predicted, in seconds."""
+    return None if milliseconds is None else milliseconds / (predicted * 1e3)
 
 
 def _time(line: Line) -> list[str]:
@@ -193,7 +204,7 @@ def _time(line: Line) -> list[str]:
     needs = [line.kernel.multiply_adds(line.work) / 1e9, line.kernel.moved(line.work) / 1e6, line.floor * 1e3]
     busy = [prediction.seconds[name] * 1e3 if name in prediction.seconds else None for name in RESOURCES]
     total = prediction.total
-    ends = [prediction.waves, total * 1e3, total / line.floor, line.measured]
+    ends = [prediction.waves, total * 1e3, total / line.floor, line.measured, over(line.measured, total)]
     return [*_where(line.work), line.kernel.row, prediction.binding, *map(figure, [*needs, *busy, *ends])]
 
 
