@@ -72,8 +72,8 @@ def _table2(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     selected = [
         case
-        for batch in options.batches
         for layout in options.formats
+        for batch in options.batches
         for case in cases.select(
             options.backbones,
             options.heads,
@@ -140,7 +140,8 @@ def _timings(
 def _launches(options: argparse.Namespace) -> int:
     console = _console()
     what = options.parts, options.shape, options.batch, options.dtype, options.channels
-    outcome = launches.run(*what, options.device, options.output, console)
+    record = launches.make_once if options.once else launches.record
+    outcome = launches.run(*what, options.device, options.output, console, record)
     if outcome.rows:
         console.print(launches.table(outcome.rows).to_rich())
         print(f"rows: {options.output}")
@@ -318,6 +319,7 @@ def _add_launches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=_RESULTS / "launches.jsonl", help="rows are appended here (%(default)s)"
     )
+    parser.add_argument("--once", action="store_true", help="make each call once and time nothing: for ncu, say")
     parser.set_defaults(command=_launches)
 
 

@@ -82,6 +82,13 @@ def record(call: Callable[[], object], repetitions: int = REPETITIONS) -> list[l
     return split([Launch(e.name, e.time_range.elapsed_us() / 1000) for e in events], repetitions)
 
 
+def make_once(call: Callable[[], object]) -> list[list[Launch]]:
+    """In the place of :func:`record`, where another profiler watches."""
+    call()
+    torch.cuda.synchronize()
+    raise Skipped("made once for another profiler, not timed")
+
+
 def split(launches: Sequence[Launch], repetitions: int) -> list[list[Launch]]:
     """Launches call by call.
 
@@ -155,7 +162,10 @@ def _columns(calls: Sequence[Sequence[Launch]], listed: Sequence[Kernel]) -> dic
     return {row: [one[row] for one in each] for row in each[0]}
 
 
-def _of_inference(workload: Workload, name: str, device: torch.device) -> dict[str, list[float]]:
+Recorder = Callable[[Callable[[], object]], list[list[Launch]]]
+
+
+def _of_inference(workload: Workload, name: str, device: torch.device, record: Recorder) -> dict[str, list[float]]:
     provider = PROVIDERS[name]
     prepared = workloads.prepare(workload, provider, device)
     model, inputs = prepared.in_format("channels_last")
@@ -170,7 +180,9 @@ def _of_inference(workload: Workload, name: str, device: torch.device) -> dict[s
     return _columns(calls, [kernel for kernel in kernels.KERNELS if kernel.policy in policies])
 
 
-def _of_training(workload: TrainingWorkload, name: str, device: torch.device) -> dict[str, list[float]]:
+def _of_training(
+    workload: TrainingWorkload, name: str, device: torch.device, record: Recorder
+) -> dict[str, list[float]]:
     provider = TRAINING[name]
     prepared = training_workloads.prepare(workload, device)
     model, inputs, gradient = prepared.in_format("channels_last")
@@ -181,8 +193,8 @@ def _of_training(workload: TrainingWorkload, name: str, device: torch.device) ->
             step.forward()
             step.backward()
 
-        forward = len(record(step.forward)[0])
         calls = record(both)
+        forward = len(record(step.forward)[0])
     policies = "any", _POLICIES[name]
     listed = [kernel for kernel in training.KERNELS if kernel.policy in policies]
     halves = [
@@ -203,6 +215,7 @@ def run(
     device: torch.device,
     output: Path,
     console: Console,
+    record: Recorder = record,
 ) -> Outcome:
     """Measures calls of each part; rows reach ``output`` as each is finished.
 
@@ -215,6 +228,7 @@ def run(
         device: a CUDA one: no other has launches to be timed.
         output: file to append to.
         console: where progress is shown.
+        record: what times launches.
     """
     where = environment.describe(device)
 
@@ -225,7 +239,7 @@ def run(
             raise Skipped(reason)
         session.tidy(device)
         try:
-            return _rows(where, work, name, measured(device))
+            return _rows(where, work, name, measured(device, record))
         except BackendUnavailableError as error:
             raise Skipped(str(error)) from error
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import importlib.util
 import json
 import math
 import os
@@ -20,12 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from gpu_steps import Outcome, Result, Step, run_all
+from gpu_steps import Outcome, Result, Step, Unable, run_all
 
 from jpu_cuda._source import source_hash
 
@@ -138,6 +141,8 @@ def judge_tests(report: Path) -> Callable[[int, str], Outcome]:
 def judge_sanitizer(code: int, log: str) -> Outcome:
     """Demands the tool's own summary, since a program that it never looked at has no errors either."""
     match = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)", log)
+    if "Device not supported" in log:
+        raise Unable("Device not supported")
     if match is None:
         return f"expected the tool's summary, got none (exit code {code})", {}
     counts = {"errors": int(match[1])}
@@ -170,6 +175,20 @@ def judge_timings(code: int, log: str) -> Outcome:
     return (None if code in (0, 1) else f"exit code {code}"), measured
 
 
+def judge_profiler(report: Path) -> Callable[[int, str], Outcome]:
+    """Demands figures of kernels from Nsight Compute."""
+
+    def judge(code: int, log: str) -> Outcome:
+        text = report.read_text(errors="replace") if report.exists() else ""
+        if refused := re.search(r"==ERROR== .*|Failed to initialize the profiler.*|ERR_NVGPUCTRPERM.*", text + log):
+            raise Unable(refused[0])
+        rows = csv.DictReader(line for line in text.splitlines() if line.startswith('"'))
+        kernels = {row["ID"] for row in rows if row.get("ID", "").isdigit()}
+        return (None if code == 0 and kernels else f"exit code {code}"), {"kernels": len(kernels)}
+
+    return judge
+
+
 def find_tool(name: str) -> str | None:
     """A program of the CUDA toolkit."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -177,48 +196,84 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
 
 
-def make_steps(out: Path = OUT) -> list[Step]:
-    """All steps, the most important first."""
+def make_steps(out: Path = OUT, resume: bool = False) -> list[Step]:
+    """All steps, the most important first.
+
+    Args:
+        out: folder for logs and reports.
+        resume: whether benchmarks go on with their last runs.
+    """
+    return [*_correctness(out), *_speed(out, resume)]
+
+
+# What was timed on a device that does something else as well says nothing, so what is beside something is not timed.
+_LOADED = ("environment",)
+
+
+def _correctness(out: Path) -> list[Step]:
     python = sys.executable
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     sanitizer = find_tool("compute-sanitizer")
     lacking = None if sanitizer else "expected compute-sanitizer on PATH or in CUDA_HOME, got none"
-    tests, hot_calls = out / "tests.xml", out / "hot-calls.json"
-    loaded = ("environment",)
+    report = out / "tests.xml"
+    pytest = [python, "-m", "pytest", "tests", "-m", "gpu", "-v", f"--junitxml={report}", *_workers()]
     steps = [
         Step("environment", [python, "-c", SUPPORTS], 2, paths),
-        Step("probe", [python, "-m", "probe.compare", "gpu", "--dump", str(out / "probe.npz")], 4, paths),
-        Step(
-            *("tests", [python, "-m", "pytest", "tests", "-m", "gpu", "-v", f"--junitxml={tests}"], 20),
-            needs=loaded,
-            judge=judge_tests(tests),
-        ),
+        Step("probe", [python, "-m", "probe.compare", "gpu", "--dump", str(out / "probe.npz")], 5, paths),
+        Step("tests", pytest, 30, needs=_LOADED, judge=judge_tests(report)),
     ]
     for tool in TOOLS:
         # One allocation for each tensor, whose ends and first bytes the tool then knows.
         cached = tool in ("racecheck", "synccheck")
         command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", python, "tests/probe/small_cases.py"]
         environment = {**paths, **({} if cached else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})}
-        steps.append(Step(tool, command, 3, environment, loaded, lacking, judge_sanitizer))
+        steps.append(Step(tool, command, 30, environment, _LOADED, lacking, True, judge_sanitizer))
+    return steps
+
+
+def _workers() -> list[str]:
+    """Tests side by side, where processors and a plugin allow it; those of one group one after the other."""
+    count = min((os.cpu_count() or 1) // 2, 8)
+    if count < 2 or importlib.util.find_spec("xdist") is None:
+        return []
+    return ["-n", str(count), "--dist", "loadgroup"]
+
+
+def _speed(out: Path, resume: bool) -> list[Step]:
+    python = sys.executable
+    hot_calls, profile = out / "hot-calls.json", out / "ncu.csv"
+    benchmark = [python, "-m", "benchmarks"]
+    budget = ["--device", "cuda", "--budget", "{seconds}", *(["--resume"] if resume else [])]
+
+    def timings(name: str, share: float, *options: str) -> Step:
+        command = [*benchmark, name, *budget, "--chart", str(out / f"{name}.png"), *options]
+        return Step(name, command, share, needs=_LOADED, judge=judge_timings)
+
+    networks = ["--dtype", "bfloat16", "--batches", "16", "1", "--formats", "channels_last", "contiguous"]
+    networks += ["--upsamplings", "none", "jpu", "fpn", "bilinear", "--seconds", "0.5"]
+    networks += ["--providers", "reference-graph", "cuda-graph", "reference", "cuda", "compiled-jpu-graph"]
     pytest = [python, "-m", "pytest", "benchmarks", "-m", "gpu", "--benchmark-enable"]
-    timings = ["--device", "cuda", "--budget", "{seconds}"]
-    table2 = [python, "-m", "benchmarks", "table2", "--device", "cuda", "--providers", "cuda", "reference"]
+    ncu = find_tool("ncu")
+    profiler = [ncu or "", "--set", "full", "--clock-control", "none", "--launch-count", "60", "--csv"]
+    profiler += ["--page", "details", "--log-file", str(profile), "--kernel-name-base", "function"]
+    profiler += ["--kernel-name", "regex:^(pyramid|training|rows|norm|upsample)_"]
+    lacking = None if ncu else "expected ncu on PATH or in CUDA_HOME, got none"
     return [
-        *steps,
-        *(
-            Step(
-                *(name, [python, "-m", "benchmarks", name, *timings, "--chart", str(out / f"{name}.png")], 8),
-                needs=loaded,
-                judge=judge_timings,
-            )
-            for name in ("inference", "training")
-        ),
+        Step("launches", [*benchmark, "launches", "--device", "cuda"], 5, needs=_LOADED),
+        timings("inference", 14, "--shapes", "64x64", "60x60", "--batches", "16", "1"),
+        timings("training", 14),
+        timings("table2", 16, *networks),
         Step(
             *("hot-calls", [*pytest, f"--benchmark-json={hot_calls}", "--benchmark-max-time=0.5"], 4),
-            needs=loaded,
+            needs=_LOADED,
             judge=judge_hot_calls(hot_calls),
         ),
-        Step("table2", [*table2, "--seconds", "2", "--chart", str(out / "table2.png")], 6, needs=loaded),
+        Step(
+            *("ncu", [*profiler, *benchmark, "launches", "--device", "cuda", "--once"], 5),
+            needs=_LOADED,
+            skip=lacking,
+            judge=judge_profiler(profile),
+        ),
     ]
 
 
@@ -356,12 +411,27 @@ def _minutes(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a number of minutes > 0, got {text!r}")
 
 
+def _chosen(names: Sequence[str] | None, resume: bool) -> list[Step]:
+    """Steps by name, without those that they need: a second call goes on where a first one has shown these."""
+    return [
+        step if names is None else replace(step, needs=[need for need in step.needs if need in names])
+        for step in make_steps(resume=resume)
+        if names is None or step.name in names
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=_minutes, default=20.0, help="that all of it may take (%(default)s)")
     parser.add_argument("--confirmed", action="store_true", help="say what the records confirm, and run nothing")
+    parser.add_argument(
+        "--steps", nargs="+", choices=[step.name for step in make_steps()], metavar="NAME", help="default: all of them"
+    )
+    parser.add_argument("--resume", action="store_true", help="let benchmarks go on with their last runs")
     options = parser.parse_args(arguments)
-    return show_confirmed() if options.confirmed else check(options.minutes)
+    if options.confirmed:
+        return show_confirmed()
+    return check(options.minutes, _chosen(options.steps, options.resume))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ LEAST_SECONDS = 1.0  # with less left, a step is not begun
 Outcome = tuple[str | None, dict[str, Any]]  # a complaint, and what was measured
 
 
+class Unable(Exception):  # noqa: N818  says nothing against what was to be checked
+    """Raised by a judge whose tool cannot work on this machine, with the reason."""
+
+
 def by_exit_code(code: int, log: str) -> Outcome:
     """A command fails where its exit code is not 0."""
     return (None if code == 0 else f"exit code {code}"), {}
@@ -32,12 +36,14 @@ class Step:
     Attributes:
         name: as the record has it.
         command: program and arguments; ``{seconds}`` stands for a time in which it can end by itself.
-        share: of the time that is left, in proportion to the shares of this step and those after it.
+        share: of the time that is left, in proportion to the shares of this step and those after it; of steps that run
+            together the greatest counts.
         environment: variables beside those of this process.
         needs: names of steps that must have passed.
         skip: why it cannot run here; None if it can.
-        judge: told the exit code and the log; a complaint makes the step fail, and so does an exception. If it
-            measured "errors", the step failed even where its time was up first.
+        beside: whether it runs at the same time as the step before it.
+        judge: told the exit code and the log; a complaint makes the step fail, and so does an exception but
+            :class:`Unable`. If it measured "errors", the step failed even where its time was up first.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     needs: Sequence[str] = ()
     skip: str | None = None
+    beside: bool = False
     judge: Callable[[int, str], Outcome] = by_exit_code
 
 
@@ -89,74 +96,138 @@ def run_all(
         tick: told what a step is at while it runs.
 
     Raises:
-        KeyboardInterrupt: as it came, after the step's processes were killed and ``ended`` was told.
+        KeyboardInterrupt: as it came, after the steps' processes were killed and ``ended`` was told.
     """
     logs.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
-    for i, step in enumerate(steps):
-        passed = {result.name for result in results if result.status == "passed"}
-        missing = [name for name in step.needs if name not in passed]
-        shares = sum(other.share for other in steps[i:] if other.skip is None)
-        left = deadline - time.monotonic()
-        if step.skip is not None:
-            result = Result(step.name, "skipped", step.skip)
-        elif missing:
-            result = Result(step.name, "skipped", f"expected {missing[0]} to pass first, it did not")
-        elif left * step.share / shares < LEAST_SECONDS:
-            result = Result(step.name, "skipped", f"{max(left, 0):.0f} s were left for this and what follows")
-        else:
-            begun(step)
-            result = run_step(step, left * step.share / shares, logs / f"{step.name}.log", cwd, tick)
+
+    def end(result: Result) -> None:
         results.append(result)
         ended(result)
-        if result.status == "interrupted":
+
+    groups = _groups(steps)
+    for i, group in enumerate(groups):
+        passed = {result.name for result in results if result.status == "passed"}
+        limit = (deadline - time.monotonic()) * _share(group) / (sum(map(_share, groups[i:])) or 1)
+        running = []
+        for step in group:
+            missing = [name for name in step.needs if name not in passed]
+            if step.skip is not None:
+                end(Result(step.name, "skipped", step.skip))
+            elif missing:
+                end(Result(step.name, "skipped", f"expected {missing[0]} to pass first, it did not"))
+            elif limit < LEAST_SECONDS:
+                left = max(deadline - time.monotonic(), 0)
+                end(Result(step.name, "skipped", f"{left:.0f} s were left for this and what follows"))
+            else:
+                begun(step)
+                running.append(_Run(step, limit, logs / f"{step.name}.log", cwd))
+        if _run_together(running, end, tick):
             raise KeyboardInterrupt
     return results
 
 
-def run_step(step: Step, limit: float, log: Path, cwd: Path, tick: Tick = lambda *_: None) -> Result:
-    """Runs one step for at most ``limit`` seconds; nothing that it started outlives it."""
-    start = time.monotonic()
+def run_step(step: Step, limit: float, log: Path, cwd: Path) -> Result:
+    """Runs one step by itself for at most ``limit`` seconds."""
+    results: list[Result] = []
+    _run_together([_Run(step, limit, log, cwd)], results.append, lambda *_: None)
+    return results[0]
+
+
+def _groups(steps: Sequence[Step]) -> list[list[Step]]:
+    """Steps that run at the same time."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        if step.beside and groups:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _share(group: Sequence[Step]) -> float:
+    return max((step.share for step in group if step.skip is None), default=0.0)
+
+
+def _run_together(running: list[_Run], ended: Callable[[Result], None], tick: Tick) -> bool:
+    """Tells results as runs end; returns whether Ctrl-C ended them."""
     interrupted = False
-    grace = min(GRACE, limit / 4)
-    # The program has to start and to say what it found, and what it does last may take longer than it thought.
-    seconds = f"{0.8 * (limit - grace):.0f}"
-    with log.open("wb") as file:
-        try:
-            process = subprocess.Popen(
-                [part.replace("{seconds}", seconds) for part in step.command],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env={**os.environ, **step.environment},
-                start_new_session=True,
-                preexec_fn=_take_interrupts,
-            )
-        except OSError as error:
-            return Result(step.name, "failed", str(error), 0.0, limit)
-        try:
-            while _runs(process) and time.monotonic() - start < limit - grace:
-                tick(step, time.monotonic() - start, limit, _last_line(log))
-                time.sleep(0.1)
-        except KeyboardInterrupt:
-            interrupted = True
-        late = _runs(process)
-        _end(process, grace if late and not interrupted else 0.0)
-    took = time.monotonic() - start
-    text = log.read_text(errors="replace").replace(str(cwd) + os.sep, "")
-    result = Result(step.name, "passed", "", took, limit, {}, text.splitlines()[-TAIL_LINES:])
+    waiting = list(running)
     try:
-        complaint, result.measured = step.judge(process.returncode, text)
-    except Exception as error:  # of a report that is cut short, say
-        complaint = f"its output cannot be read: {error}"
-    if interrupted:
-        result.status, result.reason = "interrupted", "Ctrl-C"
-    elif late and not result.measured.get("errors"):
-        result.status, result.reason = "timed out", f"took more than its {limit:.0f} s"
-    elif complaint is not None or late:
-        result.status, result.reason = "failed", complaint or f"found errors, then took more than its {limit:.0f} s"
-    return result
+        while waiting:
+            for run in [run for run in waiting if not run.goes_on()]:
+                waiting.remove(run)
+                ended(run.end())
+            if waiting:
+                first = waiting[0]
+                tick(first.step, first.seconds(), first.limit, _last_line(first.log))
+                time.sleep(0.1)
+    except KeyboardInterrupt:
+        interrupted = True
+        for run in waiting:
+            ended(run.end(interrupted=True))
+    return interrupted
+
+
+class _Run:
+    """One step's command, for at most ``limit`` seconds; nothing that it started outlives it."""
+
+    def __init__(self, step: Step, limit: float, log: Path, cwd: Path) -> None:
+        self.step, self.limit, self.log, self._cwd = step, limit, log, cwd
+        self._start = time.monotonic()
+        self._grace = min(GRACE, limit / 4)
+        # The program has to start and to say what it found, and what it does last may take longer than it thought.
+        seconds = f"{0.8 * (limit - self._grace):.0f}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error = ""
+        with log.open("wb") as file:
+            try:
+                self._process = subprocess.Popen(
+                    [part.replace("{seconds}", seconds) for part in step.command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=cwd,
+                    env={**os.environ, **step.environment},
+                    start_new_session=True,
+                    preexec_fn=_take_interrupts,
+                )
+            except OSError as error:
+                self._error = str(error)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def goes_on(self) -> bool:
+        return self._process is not None and _runs(self._process) and self.seconds() < self.limit - self._grace
+
+    def end(self, interrupted: bool = False) -> Result:
+        """Ends it if it still runs, and judges."""
+        step = self.step
+        if self._process is None:
+            return Result(step.name, "failed", self._error, 0.0, self.limit)
+        late = _runs(self._process)
+        _end(self._process, self._grace if late and not interrupted else 0.0)
+        text = self.log.read_text(errors="replace").replace(str(self._cwd) + os.sep, "")
+        result = Result(step.name, "passed", "", self.seconds(), self.limit, {}, text.splitlines()[-TAIL_LINES:])
+        complaint: str | None = None
+        unable = None
+        try:
+            complaint, result.measured = step.judge(self._process.returncode, text)
+        except Unable as reason:
+            unable = str(reason)
+        except Exception as error:  # of a report that is cut short, say
+            complaint = f"its output cannot be read: {error}"
+        if interrupted:
+            result.status, result.reason = "interrupted", "Ctrl-C"
+        elif unable is not None:
+            result.status, result.reason = "skipped", unable
+        elif late and not result.measured.get("errors"):
+            result.status, result.reason = "timed out", f"took more than its {self.limit:.0f} s"
+        elif complaint is not None or late:
+            result.status = "failed"
+            result.reason = complaint or f"found errors, then took more than its {self.limit:.0f} s"
+        return result
 
 
 def _take_interrupts() -> None:

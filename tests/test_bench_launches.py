@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from strategies import needs_host
 
-from benchmarks import launches, results
+from benchmarks import launches, results, runner
 from benchmarks.__main__ import main
 from benchmarks.environment import Environment
 from benchmarks.launches import OTHER, Launch, attribute, split
@@ -105,7 +105,6 @@ def _executed(call: Callable[[], object]) -> list[list[Launch]]:
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "record", _executed)
     monkeypatch.setitem(PROVIDERS, "cuda", Provider("host"))
     for known in (PROVIDERS, TRAINING):
         for name, policy in (("cuda-mma", "mma"), ("cuda-two-pass", "two-pass")):
@@ -118,7 +117,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_real_calls_launch_is_what_the_sheet_has(part: str) -> None:
     work = Work(2, 4, 4, "bfloat16", channels=8, outputs=8)
     for label, _, measured in launches.jobs([part], (4, 4), 2, "bfloat16", 8):
-        columns = measured(CPU)
+        columns = measured(CPU, _executed)
         policies = "any", label.rpartition("cuda-")[2]
         if part == "jpu":
             assert columns.keys() == {"norm_relu forward"}
@@ -158,6 +157,17 @@ def test_the_sheet_finds_the_rows_and_says_how_far_off_it_was() -> None:
     assert float(cells["× predicted"]) == pytest.approx(1.2 / float(cells["predicted"]), rel=0.01)
 
 
+@needs_host
+@pytest.mark.usefixtures("executed")
+def test_for_another_profiler_a_whole_pass_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    ((_, _, measured), _) = launches.jobs(["training"], (4, 4), 2, "bfloat16", 8)
+    with host.record() as made, pytest.raises(runner.Skipped, match="made once"):
+        measured(CPU, launches.make_once)
+    # Once to be held to the truth, once for the profiler.
+    assert [launch.kernel for launch in made].count("upsample_concat backward") == 2
+
+
 def test_without_a_gpu_nothing_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "launches.jsonl"
     assert main(["launches", "--device", "cpu", "--parts", "branches", "--output", str(path)]) == 0
@@ -167,7 +177,7 @@ def test_without_a_gpu_nothing_is_timed(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_one_call_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def jobs(*_: Any) -> list[Any]:
-        def measured(workload: Any, name: str, device: torch.device) -> dict[str, list[float]]:
+        def measured(workload: Any, name: str, device: torch.device, record: object) -> dict[str, list[float]]:
             if name == "bad":
                 raise RuntimeError("no such launch")
             return {"separable_pyramid mma": [1.0, 2.0, 3.0]}

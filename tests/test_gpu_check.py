@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import gpu_check
 import pytest
-from gpu_steps import LEAST_SECONDS, Result, Step, run_all, run_step
+from gpu_steps import LEAST_SECONDS, Result, Step, Unable, run_all, run_step
 
 from jpu_cuda._source import source_hash
 
@@ -169,6 +170,39 @@ def test_each_step_has_its_share_and_what_others_leave(tmp_path: Path) -> None:
     assert 30 < results["d"].limit <= 40
 
 
+def test_steps_beside_each_other_run_at_the_same_time(tmp_path: Path) -> None:
+    def meets(own: str, other: str) -> str:
+        there = f"from pathlib import Path; import time; Path({str(tmp_path / own)!r}).touch()\n"
+        return there + f"while not Path({str(tmp_path / other)!r}).exists(): time.sleep(0.01)"
+
+    steps = [
+        step("a", meets("x", "y"), share=1),
+        step("b", meets("y", "x"), share=3, beside=True),
+        step("none", share=9, skip="-", beside=True),
+        step("bad", "import sys; sys.exit(1)", beside=True, needs=["absent"]),
+        step("c", share=1),
+    ]
+    results = run(steps, tmp_path, 40)
+    assert {name: x.status for name, x in results.items()} == {
+        **dict.fromkeys("abc", "passed"),
+        **dict.fromkeys(("none", "bad"), "skipped"),
+    }
+    assert results["a"].limit == results["b"].limit == pytest.approx(30, abs=0.5)
+
+
+def test_one_of_several_that_is_out_of_time_does_not_end_the_others(tmp_path: Path) -> None:
+    slow, quick = step("slow", "import time; time.sleep(60)"), step("quick", beside=True)
+    results = run([slow, quick], tmp_path, STARTED)
+    assert [*results] == ["quick", "slow"], "as they end"
+    assert [x.status for x in results.values()] == ["passed", "timed out"]
+
+
+def test_a_tool_that_cannot_work_here_says_nothing_against_the_kernels(tmp_path: Path) -> None:
+    code = "print('========= Error: Device not supported'); raise SystemExit(1)"
+    results = run([step("memcheck", code, judge=gpu_check.judge_sanitizer)], tmp_path)
+    assert (results["memcheck"].status, results["memcheck"].reason) == ("skipped", "Device not supported")
+
+
 def test_no_step_runs_beyond_the_deadline(tmp_path: Path) -> None:
     start = time.monotonic()
     sleep = "import time; time.sleep(60)"
@@ -261,13 +295,47 @@ def test_the_steps_are_ordered_by_importance(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: None)
     steps = gpu_check.make_steps(tmp_path)
     names = [x.name for x in steps]
-    assert names == ["environment", "probe", "tests", *gpu_check.TOOLS, "inference", "training", "hot-calls", "table2"]
-    assert {x.name for x in steps if x.skip} == set(gpu_check.TOOLS)
+    timed = ["launches", "inference", "training", "table2", "hot-calls", "ncu"]
+    assert names == ["environment", "probe", "tests", *gpu_check.TOOLS, *timed]
+    assert {x.name for x in steps if x.skip} == {*gpu_check.TOOLS, "ncu"}
+    # What is timed has the device for itself.
+    assert [x.name for x in steps if x.beside] == [*gpu_check.TOOLS]
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: f"/cuda/{name}")
     by_name = {x.name: x for x in gpu_check.make_steps(tmp_path)}
     assert by_name["memcheck"].command[:3] == ["/cuda/compute-sanitizer", "--tool", "memcheck"]
     assert by_name["memcheck"].environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     assert "PYTORCH_NO_CUDA_MEMORY_CACHING" not in by_name["racecheck"].environment
+
+
+def test_steps_can_be_named_and_benchmarks_go_on() -> None:
+    chosen = {x.name: x for x in gpu_check._chosen(["table2", "tests"], resume=True)}
+    assert [*chosen] == ["tests", "table2"]
+    assert all(not x.needs for x in chosen.values())
+    assert "--resume" in chosen["table2"].command
+    everything = {x.name: x for x in gpu_check._chosen(None, resume=False)}
+    assert everything["table2"].needs == ("environment",)
+    assert "--resume" not in everything["table2"].command
+
+
+def test_what_is_timed_by_commands_is_what_they_take(tmp_path: Path) -> None:
+    from benchmarks.__main__ import _parser
+
+    steps = {x.name: x.command for x in gpu_check.make_steps(tmp_path)}
+    for name in ("launches", "inference", "training", "table2", "ncu"):
+        arguments = [*steps[name][steps[name].index("benchmarks") + 1 :]]
+        arguments[arguments.index("cuda")] = "cpu"  # the device, which is asked for
+        assert _parser().parse_args([part.replace("{seconds}", "60") for part in arguments])
+
+
+@pytest.mark.parametrize(
+    ("cores", "plugin", "workers"), [(16, True, "8"), (6, True, "3"), (2, True, ""), (16, False, "")]
+)
+def test_tests_run_side_by_side_where_they_can(
+    cores: int, plugin: bool, workers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: object() if plugin else None)
+    assert gpu_check._workers() == (["-n", workers, "--dist", "loadgroup"] if workers else [])
 
 
 def test_every_file_of_gpu_tests_is_among_the_steps() -> None:
@@ -311,6 +379,29 @@ def test_a_missing_binary_fails_the_environment_with_how_to_build_it(tmp_path: P
 def test_the_sanitizers_summary_decides(code: int, log: str, complaint: str | None) -> None:
     said, _ = gpu_check.judge_sanitizer(code, log)
     assert said is None if complaint is None else said is not None and said.startswith(complaint)
+
+
+NCU = """==PROF== Connected to process 1
+"ID","Process ID","Kernel Name","Metric Name","Metric Value"
+"0","1","pyramid_mma","Duration","878"
+"0","1","pyramid_mma","Registers Per Thread","254"
+"1","1","rows_output","Duration","159"
+"""
+
+
+def test_the_profilers_report_decides(tmp_path: Path) -> None:
+    path = tmp_path / "ncu.csv"
+    judge = gpu_check.judge_profiler(path)
+    assert judge(0, "") == ("exit code 0", {"kernels": 0})
+    path.write_text(NCU)
+    assert judge(0, "") == (None, {"kernels": 2})
+    assert judge(1, "")[0] == "exit code 1"
+    for refusal in (
+        "==ERROR== ERR_NVGPUCTRPERM - no permission",
+        "Failed to initialize the profiler: LibraryNotLoaded",
+    ):
+        with pytest.raises(Unable, match=re.escape(refusal)):
+            judge(1, refusal)
 
 
 @pytest.mark.parametrize(
