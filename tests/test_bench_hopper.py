@@ -20,7 +20,6 @@ from rich.console import Console
 from strategies import needs_host
 
 from benchmarks import __main__, results
-from benchmarks.environment import ROOT
 from benchmarks.hopper import bench, budgets, program, report
 from benchmarks.hopper.budgets import COPIES, DEPTHWISE, PRODUCTS, VARIANTS, Variant
 from benchmarks.hopper.program import ProgramError
@@ -374,6 +373,30 @@ def test_what_is_right_is_kept_where_another_case_is_wrong(tmp_path: Path, monke
     assert "waited 2 s for operands to be full" in reason
 
 
+def test_a_case_that_failed_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Prints the case with the number that --first says, and fails at the second.
+    texts = [
+        json.dumps(PIPES),
+        json.dumps({"kind": "failed", "message": "trap"}),
+        json.dumps({**PIPES, "columns": "2x128"}),
+    ]
+    script = f"""#!/bin/sh
+for word; do [ "$previous" = --first ] && first=$word; previous=$word; done
+[ $first -le 0 ] && echo '{texts[0]}'
+[ $first -le 1 ] && echo '{texts[1]}' && exit 3
+echo '{texts[2]}'
+"""
+    monkeypatch.setattr(bench, "require", lambda device: None)
+    path = tmp_path / "program"
+    path.write_text(script)
+    path.chmod(0o755)
+    monkeypatch.setattr(program, "build", lambda: path)
+    console = Console(file=StringIO())
+    outcome = bench.run(["pair"], torch.device("cpu"), 0.1, 10.0, tmp_path / "rows.jsonl", console)
+    assert {row.case["columns"] for row in outcome.rows} == {"256", "2x128"}
+    assert [reason for _, reason in outcome.failures] == ["ProgramError: trap"]
+
+
 def test_a_program_that_dies_without_a_word_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome, _ = measured(tmp_path, monkeypatch, [ABOUT], code=3)
     assert "exit code 3" in outcome.failures[0][1]
@@ -457,14 +480,22 @@ def test_another_capability_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_built_program_needs_no_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "OUT", tmp_path)
     monkeypatch.setattr(program, "load_setup", lambda: pytest.fail("looked for a compiler"))
-    program.path_of_program().touch()
-    assert program.build() == program.path_of_program()
+    path = program.path_of_program()
+    path.write_text("#!/bin/sh\necho 'expected: hopper' >&2\nexit 2\n")  # without the right to execute it
+    assert program.build() == path
 
 
-def test_without_a_program_and_nvcc_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "OUT", ROOT / "out" / tmp_path.name)
+@pytest.mark.parametrize("there", [False, True])
+def test_without_a_program_that_starts_and_nvcc_it_is_said(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "OUT", tmp_path / "out")
     monkeypatch.setattr(program, "load_setup", lambda: {"find_nvcc": lambda: None})
-    with pytest.raises(ProgramError, match="expected nvcc on PATH or out/.*/program-.*, got neither"):
+    program.OUT.mkdir()
+    if there:
+        program.path_of_program().write_text("#!/bin/sh\necho 'GLIBC_9 not found' >&2\nexit 1\n")
+    with pytest.raises(ProgramError, match="expected nvcc on PATH or a out/program-.* that starts, got neither"):
         program.build()
 
 

@@ -21,6 +21,8 @@ from .budgets import Variant
 from .program import Line, ProgramError
 
 PROVIDER = "hopper"
+# After a case that failed; its process can run no other.
+RESTARTS = 3
 CASES = {"single": 14, "pair": 14, "multicast": 6, "bulk": 12, "gather": 12}
 
 
@@ -139,11 +141,22 @@ def run(
                     console.print(f"{part}: {line['text']}: {line['without']}", markup=False, soft_wrap=True)
                 rows.extend(rows_of(line, where))
 
-            code, errors = program.run(
-                path, part, device=device.index or 0, check=check, seconds=left, case_seconds=case_seconds, told=told
-            )
-            if code not in (0, 1) and not complaints:
-                complaints.append(f"exit code {code}; {errors}")
+            for _ in range(1 + RESTARTS):
+                left = budget - (time.monotonic() - started)
+                code, errors = program.run(
+                    *(path, part),
+                    device=device.index or 0,
+                    check=check,
+                    seconds=max(left, 0.0),
+                    case_seconds=case_seconds,
+                    first=done[0],
+                    told=told,
+                )
+                if code not in (0, 1) and not complaints:
+                    complaints.append(f"exit code {code}; {errors}")
+                done[0] += 1  # the case that failed
+                if code != 3 or done[0] >= CASES[part]:
+                    break
             return rows
 
         jobs.append(Job(part, measured))

@@ -67,8 +67,8 @@ CUtensorMap make_map(const uint16_t* tensor, const MapShape& shape) {
   return map;
 }
 
-Session::Session(int device, double seconds, double case_seconds, bool check_only)
-    : case_seconds_(case_seconds), check_only_(check_only) {
+Session::Session(int device, double seconds, double case_seconds, int first_case, bool check_only)
+    : case_seconds_(case_seconds), first_case_(first_case), check_only_(check_only) {
   deadline_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   check(cudaSetDevice(device), "cudaSetDevice");
   cudaDeviceProp about{};
@@ -83,7 +83,12 @@ Session::Session(int device, double seconds, double case_seconds, bool check_onl
   check(cudaHostGetDevicePointer(&failure_on_device_, failure_, 0), "cudaHostGetDevicePointer");
 }
 
-bool Session::time_is_up() const { return Clock::now() >= deadline_; }
+bool Session::begins(const std::string& what) const {
+  if (cases_++ < first_case_) return false;
+  if (Clock::now() < deadline_) return true;
+  Line("skipped").add("what", what).print();
+  return false;
+}
 
 void Session::finish(const char* what) const {
   cudaError_t error = cudaGetLastError();  // of the launch

@@ -57,10 +57,11 @@ CUtensorMap make_map(const uint16_t* tensor, const MapShape& shape);
 // Where this runs and how long.
 class Session {
  public:
-  Session(int device, double seconds, double case_seconds, bool check_only);
+  Session(int device, double seconds, double case_seconds, int first_case, bool check_only);
   int blocks_at_once() const { return multiprocessors_; }
   bool check_only() const { return check_only_; }
-  bool time_is_up() const;
+  // Whether the next case of a part is one to run; called once for each. Says so where time is up.
+  bool begins(const std::string& what) const;
   Watch watch() const { return {failure_on_device_, watch_cycles_}; }
   // Waits for the device. Throws Error, which names the wait that gave up where one did.
   void finish(const char* what) const;
@@ -76,6 +77,8 @@ class Session {
   int multiprocessors_ = 0;
   int64_t watch_cycles_ = 0;
   double case_seconds_;
+  int first_case_;
+  mutable int cases_ = 0;
   bool check_only_;
   Failure* failure_ = nullptr;
   Failure* failure_on_device_ = nullptr;

@@ -1,8 +1,9 @@
-// hopper PART [--check] [--seconds S] [--case-seconds S] [--device N]
+// hopper PART [--check] [--seconds S] [--case-seconds S] [--first N] [--device N]
 //
 // PART is single, pair, multicast (pipes.cuh), bulk or gather (copies.cuh). Prints a line of JSON for each case as soon
-// as it is done. --check only compares with the host and times nothing; no case begins after --seconds. Exit codes: 0
-// all right, 1 a case was wrong, 2 nothing could be run here, 3 a call or a kernel failed, which ends the part.
+// as it is done. --check only compares with the host and times nothing; no case begins after --seconds; --first passes
+// over so many. Exit codes: 0 all right, 1 a case was wrong, 2 nothing could be run here, 3 a call or a kernel failed,
+// after which nothing more can be run in this process.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,7 +26,7 @@ struct Options {
   const Part* part = nullptr;
   bool check_only = false;
   double seconds = 30, case_seconds = 0.2;
-  int device = 0;
+  int first = 0, device = 0;
 };
 
 bool read_number(const char* text, double& value) {
@@ -46,6 +47,8 @@ bool read(int count, char** arguments, Options& options) {
         options.seconds = value;
       } else if (std::strcmp(text, "--case-seconds") == 0) {
         options.case_seconds = value;
+      } else if (std::strcmp(text, "--first") == 0) {
+        options.first = static_cast<int>(value);
       } else if (std::strcmp(text, "--device") == 0) {
         options.device = static_cast<int>(value);
       } else {
@@ -67,7 +70,7 @@ int main(int count, char** arguments) {
   Options options;
   if (!read(count, arguments, options)) {
     std::fprintf(stderr, "expected: hopper single|pair|multicast|bulk|gather [--check] [--seconds S] "
-                         "[--case-seconds S] [--device N]\n");
+                         "[--case-seconds S] [--first N] [--device N]\n");
     return 2;
   }
   int devices = 0, major = 0, minor = 0;
@@ -84,7 +87,8 @@ int main(int count, char** arguments) {
     return 2;
   }
   try {
-    const hopper::Session session(options.device, options.seconds, options.case_seconds, options.check_only);
+    const hopper::Session session(options.device, options.seconds, options.case_seconds, options.first,
+                                  options.check_only);
     session.print_about();
     return options.part->run(session) ? 0 : 1;
   } catch (const std::exception& failure) {

@@ -189,11 +189,8 @@ bool run_layout(const Session& session, const char* name, const std::vector<uint
   bool right = true;
   for (const uint32_t active : actives) {
     for (const bool first : {true, false}) {
-      if (session.time_is_up()) {
-        Line("skipped").add("what", std::string(name) + " " + name_of(active)).print();
-        continue;
-      }
-      right &= first ? wide.run(active) : twice.run(active);
+      const std::string what = std::string(name) + (first ? " 256 " : " 2x128 ") + name_of(active);
+      if (session.begins(what)) right &= first ? wide.run(active) : twice.run(active);
     }
   }
   return right;

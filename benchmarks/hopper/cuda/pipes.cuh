@@ -44,9 +44,9 @@ struct Barriers {
 // What this block works on.
 struct Work {
   uint32_t rank, peer;  // in the cluster
-  int x, y;              // of the box's first pixel, which may lie outside
-  int output;            // the first of 256
-  int first, every;      // steps whose operand it makes
+  int x, y;             // of the box's first pixel, which may lie outside
+  int output;           // the first of 256
+  int first, every;     // steps whose operand it makes
 };
 
 template <class S>
