@@ -35,6 +35,9 @@ from . import (
     workloads,
 )
 from .arguments import device, positive_float, positive_int, shape
+from .hopper import bench as hopper
+from .hopper import program as hopper_program
+from .hopper import report as hopper_report
 from .providers import DEFAULT, PROVIDERS, TRAINING, TRAINING_DEFAULT
 from .results import ResultsError, Row
 from .runner import Outcome
@@ -177,6 +180,9 @@ def _last_two(rows: Sequence[Row], path: Path) -> tuple[str, str]:
 def _table(options: argparse.Namespace) -> int:
     rows = results.pick_run(results.read(options.file), options.run)
     cases = [row.case for row in rows]
+    if any(hopper_report.is_hopper(row) for row in rows):
+        _show(hopper_report.tables(rows), options.markdown)
+        return 0
     if all(map(launches.is_launch, rows)):
         rendered = launches.table(rows)
     elif any("norms" in case for case in cases):
@@ -185,21 +191,45 @@ def _table(options: argparse.Namespace) -> int:
         rendered = inference_report.table(rows)
     else:
         rendered = report.table2(rows)
-    if options.markdown:
-        print(rendered.to_markdown(), end="")
-    else:
-        _console().print(rendered.to_rich())
+    _show([rendered], options.markdown)
     return 0
 
 
 def _targets(options: argparse.Namespace) -> int:
     found = targets.evaluate(targets.read(options.folder))
     rendered = targets.table(found, environment.source_hash())
-    if options.markdown:
-        print(rendered.to_markdown(), end="")
-    else:
-        _console().print(rendered.to_rich())
+    _show([rendered], options.markdown)
     return 1 if any(target.missed for target in found) else 0
+
+
+def _show(reports: Sequence[report.Report], markdown: bool) -> None:
+    for rendered in reports:
+        if markdown:
+            print(rendered.to_markdown(), end="")
+        else:
+            _console().print(rendered.to_rich())
+
+
+def _hopper(options: argparse.Namespace) -> int:
+    if options.budgets:
+        _show(hopper_report.tables([]), options.markdown)
+        return 0
+    try:
+        if options.build:
+            print(hopper_program.build())
+            return 0
+        console = _console()
+        limits = options.seconds, options.budget
+        outcome = hopper.run(options.parts, options.device, *limits, options.output, console, options.check)
+    except hopper_program.ProgramError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if outcome.rows:
+        _show(hopper_report.tables(outcome.rows), options.markdown)
+        console.print(f"rows: {options.output}", highlight=False, markup=False, soft_wrap=True)
+    session.summary(outcome.skipped, print)
+    _show_failures(outcome)
+    return outcome.code
 
 
 def _source_hash(options: argparse.Namespace) -> int:
@@ -222,6 +252,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(commands.add_parser("training", help="measure forward and backward, and a step, by every provider"))
 
     _add_launches(commands.add_parser("launches", help="time every launch of a call by itself; needs a GPU"))
+
+    _add_hopper(commands.add_parser("hopper", help="microbenchmarks on compute capability 9.0; docs/hopper.md"))
 
     compare_ = commands.add_parser("compare", help="hold two runs against each other; fails on a regression")
     compare_.add_argument("old", type=Path, help="file of rows; its last run is taken")
@@ -321,6 +353,25 @@ def _add_launches(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--once", action="store_true", help="make each call once and time nothing: for ncu, say")
     parser.set_defaults(command=_launches)
+
+
+def _add_hopper(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Products, bulk copies and the depthwise at once; tiles of every d-th pixel: docs/hopper.md"
+    parts = hopper_program.PARTS
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="the most important first")
+    parser.add_argument("--device", type=device, default="auto", help="as of table2")
+    parser.add_argument("--seconds", type=positive_float, default=0.2, help="for timing each case (%(default)s)")
+    parser.add_argument(
+        "--budget", type=positive_float, default=40.0, help="seconds in which the last should begin (%(default)s)"
+    )
+    parser.add_argument("--check", action="store_true", help="hold every case to the host's numbers, time none")
+    parser.add_argument("--build", action="store_true", help="build the program and say where it is; needs no GPU")
+    parser.add_argument("--budgets", action="store_true", help="show the budgets alone; needs no GPU")
+    parser.add_argument("--markdown", action="store_true", help="tables as documents show them")
+    parser.add_argument(
+        "--output", type=Path, default=_RESULTS / "hopper.jsonl", help="rows are appended here (%(default)s)"
+    )
+    parser.set_defaults(command=_hopper)
 
 
 def _add_timings(

@@ -32,6 +32,8 @@ METRICS = {
     "throughput": Metric("TFLOP/s", higher_is_better=True),
     "of_ceiling": Metric("%", higher_is_better=True),
     "bandwidth": Metric("GB/s", higher_is_better=True),
+    "cycles_per_step": Metric("cycles"),
+    "bytes_per_cycle": Metric("B/cycle", higher_is_better=True),
 }
 
 
