@@ -116,7 +116,7 @@ def _hand_on() -> None:
 def _request() -> _Request:
     """What was chosen in this context or, in a thread of autograd's own, where the backward pass was called."""
     found = _requested.get()
-    if found is not _AUTO or torch.compiler.is_compiling() or not _is_foreign():
+    if torch.compiler.is_compiling() or found is not _AUTO or not _is_foreign():
         return found
     return torch._C._get_obj_in_tls(_HANDED_ON) if torch._C._is_key_in_tls(_HANDED_ON) else found
 
