@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 import warnings
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ class _Request(NamedTuple):
 
 _AUTO = _Request("auto", None, "auto")
 _requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_AUTO)
+# What PyTorch hands on from a thread that calls backward() to autograd's own, which work on CUDA tensors and have no
+# context of the caller's; of tasks that take turns in one thread, it is the choice made last.
+_HANDED_ON = "jpu_cuda_backend"
 
 
 class BackendUnavailableError(RuntimeError):
@@ -47,7 +51,7 @@ class use_backend:
     use_backend("reference"):`` restores what was there before. The choice belongs to the current
     :mod:`contextvars` context, so threads and asyncio tasks do not disturb each other; a new thread
     starts from ``"auto"``. A backward pass runs on the backend of its forward, wherever it is called; what
-    :mod:`torch.utils.checkpoint` computes anew runs on the backend that is current then.
+    :mod:`torch.utils.checkpoint` computes anew runs on the backend that is current where the pass is called.
 
     Args:
         name: ``"auto"`` (compiled kernels for CUDA tensors, the reference for all else), ``"cuda"``
@@ -82,6 +86,7 @@ class use_backend:
         self._request = _Request(name, arch, policy)
         self._entered = False
         self._token: Token[_Request] = _requested.set(self._request)
+        _hand_on()
 
     @property
     def name(self) -> str:
@@ -93,17 +98,37 @@ class use_backend:
             raise RuntimeError("use_backend: expected a fresh use_backend(...) for each with block")
         self._entered = True
         _requested.set(self._request)  # another may have been chosen since this one was made
+        _hand_on()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _requested.reset(self._token)
+        _hand_on()
+
+
+def _hand_on() -> None:
+    if not torch.compiler.is_compiling():
+        torch._C._stash_obj_in_tls(_HANDED_ON, _requested.get())
+
+
+def _request() -> _Request:
+    """What was chosen in this context or, in a thread of autograd's own, where the backward pass was called."""
+    found = _requested.get()
+    if torch.compiler.is_compiling() or found is not _AUTO or not _is_foreign():
+        return found
+    return torch._C._get_obj_in_tls(_HANDED_ON) if torch._C._is_key_in_tls(_HANDED_ON) else found
+
+
+def _is_foreign() -> bool:
+    """Whether this thread was begun elsewhere than in Python."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def requested_backend() -> str:
     """The name last given to :class:`use_backend` in this context; ``"auto"`` if none was."""
-    return _requested.get().backend
+    return _request().backend
 
 
 class MatrixOptions(NamedTuple):
@@ -116,7 +141,7 @@ class MatrixOptions(NamedTuple):
 
 def matrix_options() -> MatrixOptions:
     """As :class:`use_backend` and PyTorch's setting for convolutions say in this context."""
-    request = _requested.get()
+    request = _request()
     return MatrixOptions(_allows_tf32(), request.arch or 0, request.policy)
 
 

@@ -31,7 +31,13 @@ def products_in_tf32(allowed: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+# What takes a large part of a GPU's memory: one after the other, where several processes share the GPU.
+one_at_a_time = pytest.mark.xdist_group("large")
+
+
 def needs_memory(gib: int) -> None:
+    """Skips a test that is :data:`one_at_a_time` where that much is not there, beside what other processes have."""
+    torch.cuda.empty_cache()  # what earlier tests left in the allocator is free too
     if torch.cuda.mem_get_info()[0] < gib * 2**30:
         pytest.skip(f"needs {gib} GiB of free GPU memory")
 

@@ -2,8 +2,9 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,42 @@ def test_a_backward_follows_its_forward(forward: str) -> None:
     with use_backend(other), host.record() as recorded:
         out.sum().backward()
     assert bool(recorded) == (forward == "host")
+
+
+class _Nested(torch.autograd.Function):
+    """Calls backward() in its own backward pass, again and again, and a function in the innermost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, depth: int, call: Callable[[], None]) -> torch.Tensor:
+        ctx.depth, ctx.call = depth, call
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        if ctx.depth == 0:
+            ctx.call()
+        else:
+            with torch.enable_grad():
+                _Nested.apply(torch.ones(1, requires_grad=True), ctx.depth - 1, ctx.call).backward()
+        return gradient, None, None
+
+
+# Beyond 60 PyTorch goes on in a thread of its own, as it does for CUDA tensors at once.
+@pytest.mark.parametrize("depth", [0, 70])
+def test_autograds_threads_have_the_choice_of_where_the_backward_pass_was_called(depth: int) -> None:
+    found: list[tuple[str, str, str]] = []
+
+    def note() -> None:
+        found.append((requested_backend(), matrix_options().policy, threading.current_thread().name))
+
+    out = _Nested.apply(torch.ones(1, requires_grad=True), depth, note)
+    with use_backend("reference"):
+        out.backward(retain_graph=True)
+    with use_backend("auto", policy="fma"):
+        out.backward(retain_graph=True)
+    out.backward()
+    assert [choice[:2] for choice in found] == [("reference", "auto"), ("auto", "fma"), ("auto", "auto")]
+    assert {choice[2] == threading.current_thread().name for choice in found} == {depth == 0}
 
 
 def test_a_choice_made_earlier_holds_in_its_block() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import captured, needs_memory, on_a_late_stream, on_cuda, requested_bytes
+from gpu import captured, needs_memory, on_a_late_stream, on_cuda, one_at_a_time, requested_bytes
 from helpers import assert_relative_l2, pyramid, randomise
 from norm_cases import CASES, Norms, check, run
 from strategies import DTYPES, needs_host
@@ -121,6 +121,7 @@ def test_a_mix_of_devices_is_refused() -> None:
 # --- reach ----------------------------------------------------------------------------------------------
 
 
+@one_at_a_time
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("width", [2**13 + 16, 2**13 + 17], ids=["vectors", "odd"])
 def test_levels_and_results_of_more_than_2_to_31_elements(memory_format: torch.memory_format, width: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from folds import Fold, check_gradients, check_terms, fold
-from gpu import captured, needs_memory, on_a_late_stream, on_cuda, requested_bytes
+from gpu import captured, needs_memory, on_a_late_stream, on_cuda, one_at_a_time, requested_bytes
 from hypothesis import given, settings
 from pyramids import (
     CASES,
@@ -289,6 +289,7 @@ def weights_of(channels: int, outputs: int, values: tuple[float, ...]) -> tuple[
     return [taps] * len(values), pointwise
 
 
+@one_at_a_time
 @FORMATS
 def test_outputs_and_their_gradients_of_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
     needs_memory(24)
@@ -317,6 +318,7 @@ def test_outputs_and_their_gradients_of_more_than_2_to_31_elements(memory_format
     assert torch.equal(depthwise[1], taps.half().expand(8, 1, 3, 3))
 
 
+@one_at_a_time
 @FORMATS
 def test_levels_and_their_gradients_of_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
     needs_memory(24)
@@ -330,6 +332,7 @@ def test_levels_and_their_gradients_of_more_than_2_to_31_elements(memory_format:
         assert bool((found[:, c] == level[:, c]).all())
 
 
+@one_at_a_time
 @FORMATS
 def test_tensors_may_be_spread_over_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
     needs_memory(20)

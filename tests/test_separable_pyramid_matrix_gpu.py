@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import captured, needs_memory, on_a_late_stream, on_cuda, requested_bytes
+from gpu import captured, needs_memory, on_a_late_stream, on_cuda, one_at_a_time, requested_bytes
 from hypothesis import given, settings
 from pyramids import CASES, MATRIX_CASES, Pyramid, by_kernels, check_forward, pyramids
 from torch import Tensor
@@ -129,6 +129,7 @@ def test_float32_is_tf32_where_pytorchs_convolutions_may(tf32: bool) -> None:
     assert torch.equal(out, by_kernels(replace(case, policy="mma" if tf32 else "fma"), a))
 
 
+@one_at_a_time
 @POLICIES
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_levels_and_outputs_of_more_than_2_to_31_elements(memory_format: torch.memory_format, policy: str) -> None:

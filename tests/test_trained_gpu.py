@@ -39,7 +39,7 @@ HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=s
 LOWER = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 EVERY_MODULE = pytest.mark.parametrize("name", MODULES)
 NORMS = pytest.mark.parametrize("name", ["JPU", "mmseg.JPU with GroupNorm"])
-SERVED = "the statistics of norms, all branches in "
+SERVED = "the norms' statistics, all branches in "
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import captured, needs_memory, on_a_late_stream, on_cuda, products_in_tf32, requested_bytes
+from gpu import captured, needs_memory, on_a_late_stream, on_cuda, one_at_a_time, products_in_tf32, requested_bytes
 from hypothesis import given, settings
 from strategies import needs_host
 from torch import Tensor
@@ -369,6 +369,7 @@ REACH = pytest.mark.parametrize(
 )
 
 
+@one_at_a_time
 @pytest.mark.parametrize("policy", ["fma", "mma", "two-pass"])
 @REACH
 def test_outputs_of_more_than_2_to_31_elements(
@@ -383,6 +384,7 @@ def test_outputs_of_more_than_2_to_31_elements(
         assert_columns(out, reference(*columns.exact))
 
 
+@one_at_a_time
 @REACH
 def test_gradients_of_levels_of_more_than_2_to_31_elements(
     channels: int, outputs: int, dilations: tuple[int, ...]
@@ -397,6 +399,7 @@ def test_gradients_of_levels_of_more_than_2_to_31_elements(
     assert_columns(found, expected)
 
 
+@one_at_a_time
 @REACH
 def test_gradients_of_weights_from_the_last_pixels_of_more_than_2_to_31_elements(
     channels: int, outputs: int, dilations: tuple[int, ...]

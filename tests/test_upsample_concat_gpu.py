@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu import captured, needs_memory, on_cuda
+from gpu import captured, needs_memory, on_cuda, one_at_a_time
 from hypothesis import given, settings
 from strategies import DTYPES, LAYOUTS, PATHS, Case, cases, check_backward, check_forward, needs_host, plain
 from torch import Tensor
@@ -217,6 +217,7 @@ def assert_numbered(x: Tensor, factor: float = 1) -> None:
 FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 
 
+@one_at_a_time
 @FORMATS
 def test_outputs_of_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
     needs_memory(10)
@@ -227,6 +228,7 @@ def test_outputs_of_more_than_2_to_31_elements(memory_format: torch.memory_forma
     assert_numbered(out[:, 8:])
 
 
+@one_at_a_time
 @FORMATS
 def test_gradients_of_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
     """By halves and doublings each pixel collects weights that sum to 4 and to 1/4, borders included."""
@@ -241,6 +243,7 @@ def test_gradients_of_more_than_2_to_31_elements(memory_format: torch.memory_for
     assert_numbered(doubled, 1)
 
 
+@one_at_a_time
 @FORMATS
 def test_levels_may_be_spread_over_more_than_2_to_31_elements(memory_format: torch.memory_format) -> None:
     needs_memory(6)

@@ -85,7 +85,7 @@ def results(
         found: dict[str, Tensor | None] = {"out": out.detach()}
         if out.requires_grad:
             if gradient is None:
-                gradient = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).to(out.dtype).view_as(out)
+                gradient = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).to(out).view_as(out)
             out.backward(gradient)
     found |= {f"level{i}": level.grad for i, level in enumerate(levels)}
     found |= {name: p.grad for name, p in module.named_parameters()}
