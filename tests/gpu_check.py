@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from gpu_steps import Outcome, Result, Step, Unable, run_all
+from gpu_steps import Outcome, Result, Step, Unable, by_exit_code, run_all
 
 from jpu_cuda._source import source_hash
 
@@ -175,6 +175,13 @@ def judge_timings(code: int, log: str) -> Outcome:
     return (None if code in (0, 1) else f"exit code {code}"), measured
 
 
+def judge_hopper(code: int, log: str) -> Outcome:
+    """The microbenchmarks say themselves what was wrong; other devices than those they are for say nothing."""
+    if code == 2 and (refused := re.search(r"compute capability.*", log)):
+        raise Unable(refused[0])
+    return by_exit_code(code, log)
+
+
 def judge_profiler(report: Path) -> Callable[[int, str], Outcome]:
     """Demands figures of kernels from Nsight Compute."""
 
@@ -219,7 +226,9 @@ def _correctness(out: Path) -> list[Step]:
     pytest = [python, "-m", "pytest", "tests", "-m", "gpu", "-v", f"--junitxml={report}", *_workers()]
     steps = [
         Step("environment", [python, "-c", SUPPORTS], 2, paths),
-        Step("probe", [python, "-m", "probe.compare", "gpu", "--dump", str(out / "probe.npz")], 5, paths),
+        Step("probe", [python, "-m", "probe.compare", "gpu", "--dump", str(out / "probe.npz")], 8, paths),
+        # Tests hold kernels against their execution on the CPU too; none of them should have to wait for its library.
+        Step("host", [python, "-c", "from jpu_cuda import host; host.load()"], 8, beside=True),
         Step("tests", pytest, 30, needs=_LOADED, judge=judge_tests(report)),
     ]
     for tool in TOOLS:
@@ -232,8 +241,11 @@ def _correctness(out: Path) -> list[Step]:
 
 
 def _workers() -> list[str]:
-    """Tests side by side, where processors and a plugin allow it; those of one group one after the other."""
-    count = min((os.cpu_count() or 1) // 2, 8)
+    """Tests side by side, where processors and a plugin allow it; those of one group one after the other.
+
+    What takes them long is what they are held to, which the CPU computes, in one thread each.
+    """
+    count = min((os.cpu_count() or 1) - 2, 12)
     if count < 2 or importlib.util.find_spec("xdist") is None:
         return []
     return ["-n", str(count), "--dist", "loadgroup"]
@@ -260,6 +272,7 @@ def _speed(out: Path, resume: bool) -> list[Step]:
     lacking = None if ncu else "expected ncu on PATH or in CUDA_HOME, got none"
     return [
         Step("launches", [*benchmark, "launches", "--device", "cuda"], 5, needs=_LOADED),
+        Step("hopper", [*benchmark, "hopper", *budget[:4]], 5, judge=judge_hopper),
         timings("inference", 14, "--shapes", "64x64", "60x60", "--batches", "16", "1"),
         timings("training", 14),
         timings("table2", 16, *networks),

@@ -295,11 +295,11 @@ def test_the_steps_are_ordered_by_importance(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: None)
     steps = gpu_check.make_steps(tmp_path)
     names = [x.name for x in steps]
-    timed = ["launches", "inference", "training", "table2", "hot-calls", "ncu"]
-    assert names == ["environment", "probe", "tests", *gpu_check.TOOLS, *timed]
+    timed = ["launches", "hopper", "inference", "training", "table2", "hot-calls", "ncu"]
+    assert names == ["environment", "probe", "host", "tests", *gpu_check.TOOLS, *timed]
     assert {x.name for x in steps if x.skip} == {*gpu_check.TOOLS, "ncu"}
     # What is timed has the device for itself.
-    assert [x.name for x in steps if x.beside] == [*gpu_check.TOOLS]
+    assert [x.name for x in steps if x.beside] == ["host", *gpu_check.TOOLS]
     monkeypatch.setattr(gpu_check, "find_tool", lambda name: f"/cuda/{name}")
     by_name = {x.name: x for x in gpu_check.make_steps(tmp_path)}
     assert by_name["memcheck"].command[:3] == ["/cuda/compute-sanitizer", "--tool", "memcheck"]
@@ -321,14 +321,14 @@ def test_what_is_timed_by_commands_is_what_they_take(tmp_path: Path) -> None:
     from benchmarks.__main__ import _parser
 
     steps = {x.name: x.command for x in gpu_check.make_steps(tmp_path)}
-    for name in ("launches", "inference", "training", "table2", "ncu"):
+    for name in ("launches", "hopper", "inference", "training", "table2", "ncu"):
         arguments = [*steps[name][steps[name].index("benchmarks") + 1 :]]
         arguments[arguments.index("cuda")] = "cpu"  # the device, which is asked for
         assert _parser().parse_args([part.replace("{seconds}", "60") for part in arguments])
 
 
 @pytest.mark.parametrize(
-    ("cores", "plugin", "workers"), [(16, True, "8"), (6, True, "3"), (2, True, ""), (16, False, "")]
+    ("cores", "plugin", "workers"), [(16, True, "12"), (6, True, "4"), (3, True, ""), (16, False, "")]
 )
 def test_tests_run_side_by_side_where_they_can(
     cores: int, plugin: bool, workers: str, monkeypatch: pytest.MonkeyPatch
