@@ -35,6 +35,29 @@ class _Request(NamedTuple):
 _AUTO = _Request("auto", None, "auto")
 _requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_AUTO)
 
+# torch.compile reads context variables, and compiles anew where they changed, since this version at the latest.
+_COMPILER_READS_CONTEXTS = _extension.version_of(torch.__version__) >= (2, 14)
+# For older ones: what was last chosen in any context. They look at this to see whether a compiled function still holds.
+_latest = _AUTO
+
+
+def _choose(request: _Request) -> Token[_Request]:
+    global _latest
+    _latest = request
+    return _requested.set(request)
+
+
+def _request() -> _Request:
+    """What is asked for in this context."""
+    if torch.compiler.is_compiling() and not _COMPILER_READS_CONTEXTS:
+        return _constant_request(*_latest)
+    return _requested.get()
+
+
+@torch.compiler.assume_constant_result
+def _constant_request(*latest: object) -> _Request:
+    return _requested.get()
+
 
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot serve here."""
@@ -81,7 +104,7 @@ class use_backend:
             raise BackendUnavailableError(f"backend {name!r} is not available: {why_not}")
         self._request = _Request(name, arch, policy)
         self._entered = False
-        self._token: Token[_Request] = _requested.set(self._request)
+        self._token: Token[_Request] = _choose(self._request)
 
     @property
     def name(self) -> str:
@@ -92,18 +115,20 @@ class use_backend:
         if self._entered:
             raise RuntimeError("use_backend: expected a fresh use_backend(...) for each with block")
         self._entered = True
-        _requested.set(self._request)  # another may have been chosen since this one was made
+        _choose(self._request)  # another may have been chosen since this one was made
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        global _latest
         _requested.reset(self._token)
+        _latest = _requested.get()
 
 
 def requested_backend() -> str:
     """The name last given to :class:`use_backend` in this context; ``"auto"`` if none was."""
-    return _requested.get().backend
+    return _request().backend
 
 
 class MatrixOptions(NamedTuple):
@@ -116,7 +141,7 @@ class MatrixOptions(NamedTuple):
 
 def matrix_options() -> MatrixOptions:
     """As :class:`use_backend` and PyTorch's setting for convolutions say in this context."""
-    request = _requested.get()
+    request = _request()
     return MatrixOptions(_allows_tf32(), request.arch or 0, request.policy)
 
 
