@@ -8,7 +8,13 @@ from torch import Tensor
 
 def is_autocasting(device: torch.device) -> bool:
     """Whether autocast is on for a device; it never is on one that has none, such as meta."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return _has_autocast(device.type) and torch.is_autocast_enabled(device.type)
+
+
+# Nothing for torch.compile to look into: before torch 2.14 it cannot.
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def same_for_convolution(a: Tensor, b: Tensor) -> bool:

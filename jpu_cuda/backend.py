@@ -39,6 +39,45 @@ _requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_AUTO)
 # context of the caller's; of tasks that take turns in one thread, it is the choice made last.
 _HANDED_ON = "jpu_cuda_backend"
 
+# torch.compile reads context variables, and compiles anew where they changed, since this version at the latest.
+_COMPILER_READS_CONTEXTS = _extension.version_of(torch.__version__) >= (2, 14)
+# For older ones: what was last chosen in any context. They look at this to see whether a compiled function still holds.
+_latest = _AUTO
+
+
+def _choose(request: _Request) -> Token[_Request]:
+    token = _requested.set(request)
+    _make_known(request)
+    return token
+
+
+def _make_known(request: _Request) -> None:
+    """Tells those who cannot ask the context."""
+    global _latest
+    _latest = request
+    if not torch.compiler.is_compiling():
+        torch._C._stash_obj_in_tls(_HANDED_ON, request)
+
+
+def _request() -> _Request:
+    """What was chosen in this context or, in a thread of autograd's own, where the backward pass was called."""
+    if torch.compiler.is_compiling():
+        return _requested.get() if _COMPILER_READS_CONTEXTS else _constant_request(*_latest)
+    found = _requested.get()
+    if found is not _AUTO or not _is_foreign():
+        return found
+    return torch._C._get_obj_in_tls(_HANDED_ON) if torch._C._is_key_in_tls(_HANDED_ON) else found
+
+
+@torch.compiler.assume_constant_result
+def _constant_request(*latest: object) -> _Request:
+    return _requested.get()
+
+
+def _is_foreign() -> bool:
+    """Whether this thread was begun elsewhere than in Python."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
+
 
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot serve here."""
@@ -85,8 +124,7 @@ class use_backend:
             raise BackendUnavailableError(f"backend {name!r} is not available: {why_not}")
         self._request = _Request(name, arch, policy)
         self._entered = False
-        self._token: Token[_Request] = _requested.set(self._request)
-        _hand_on()
+        self._token: Token[_Request] = _choose(self._request)
 
     @property
     def name(self) -> str:
@@ -97,33 +135,14 @@ class use_backend:
         if self._entered:
             raise RuntimeError("use_backend: expected a fresh use_backend(...) for each with block")
         self._entered = True
-        _requested.set(self._request)  # another may have been chosen since this one was made
-        _hand_on()
+        _choose(self._request)  # another may have been chosen since this one was made
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _requested.reset(self._token)
-        _hand_on()
-
-
-def _hand_on() -> None:
-    if not torch.compiler.is_compiling():
-        torch._C._stash_obj_in_tls(_HANDED_ON, _requested.get())
-
-
-def _request() -> _Request:
-    """What was chosen in this context or, in a thread of autograd's own, where the backward pass was called."""
-    found = _requested.get()
-    if torch.compiler.is_compiling() or found is not _AUTO or not _is_foreign():
-        return found
-    return torch._C._get_obj_in_tls(_HANDED_ON) if torch._C._is_key_in_tls(_HANDED_ON) else found
-
-
-def _is_foreign() -> bool:
-    """Whether this thread was begun elsewhere than in Python."""
-    return isinstance(threading.current_thread(), threading._DummyThread)
+        _make_known(_requested.get())
 
 
 def requested_backend() -> str:

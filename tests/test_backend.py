@@ -82,6 +82,27 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 
 @needs_host
+def test_a_compiled_function_follows_the_choice() -> None:
+    levels = pyramid()
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda: functional.upsample_concat(levels, False), backend="aot_eager", fullgraph=True)
+    served = []
+    for name, arch in (("reference", None), ("host", None), ("auto", None), ("host", None), ("host", 80)):
+        with use_backend(name, arch=arch), host.record() as launches:
+            compiled()
+        served.append(bool(launches))
+    assert served == [False, True, False, True, True]
+    with use_backend("host"):
+        with use_backend("reference"), host.record() as within:
+            compiled()
+        with host.record() as after:
+            compiled()
+    with host.record() as last:
+        compiled()
+    assert [bool(launches) for launches in (within, after, last)] == [False, True, False]
+
+
+@needs_host
 @pytest.mark.parametrize("forward", ["host", "reference"])
 def test_a_backward_follows_its_forward(forward: str) -> None:
     levels = pyramid(requires_grad=True)

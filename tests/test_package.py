@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+
+import pytest
 
 import jpu_cuda
 
@@ -13,7 +15,11 @@ def run(code: str) -> str:
 
 
 def test_version_is_the_distributions() -> None:
-    assert jpu_cuda.__version__ == version("jpu-cuda")
+    try:
+        installed = version("jpu-cuda")
+    except PackageNotFoundError:
+        pytest.skip("needs jpu_cuda to be installed: here it is only on the path")
+    assert jpu_cuda.__version__ == installed
 
 
 def test_types_are_shipped() -> None:

@@ -28,19 +28,19 @@ class MMSegNeck(foreign.SSSegNeck):
     """As mmsegmentation's JPU, from the modules of mmcv itself."""
 
     def __init__(self, in_channels: tuple[int, ...], width: int, **kwargs: Any) -> None:
-        from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
-
+        cnn = pytest.importorskip("mmcv.cnn")
         super().__init__(in_channels, width, **kwargs)
         norm: dict[str, Any] = {"type": "BN"}
+        levels = in_channels[self.start_level :]
         self.in_channels = self.in_channels_list
         del self.in_channels_list
         self.conv_layers = nn.ModuleList(
-            nn.Sequential(ConvModule(c, width, 3, padding=1, norm_cfg=norm)) for c in in_channels[self.start_level :]
+            nn.Sequential(cnn.ConvModule(c, width, 3, padding=1, norm_cfg=norm)) for c in levels
         )
         channels = len(self.conv_layers) * width
         self.dilation_layers = nn.ModuleList(
             nn.Sequential(
-                DepthwiseSeparableConvModule(
+                cnn.DepthwiseSeparableConvModule(
                     channels,
                     width,
                     3,

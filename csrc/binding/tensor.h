@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <memory>
 #include <vector>
@@ -20,6 +21,13 @@
 #define JPU_DISPATCH_KEY CPU
 #endif
 
+// Says why a call of the stable ABI failed; headers before torch 2.13 have only what says which call it was.
+#if defined(STABLE_TORCH_ERROR_CODE_CHECK)
+#define JPU_CHECK_CODE STABLE_TORCH_ERROR_CODE_CHECK
+#else
+#define JPU_CHECK_CODE TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace jpu {
 
 using torch::headeronly::ScalarType;
@@ -28,12 +36,12 @@ using Tensors = std::vector<Tensor>;
 
 inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, const Tensor& like) {
   int32_t dtype, device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  JPU_CHECK_CODE(aoti_torch_get_dtype(like.get(), &dtype));
+  JPU_CHECK_CODE(aoti_torch_get_device_type(like.get(), &device_type));
+  JPU_CHECK_CODE(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, device_type, device_index, &handle));
+  JPU_CHECK_CODE(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                          device_type, device_index, &handle));
   return Tensor(handle);
 }
 
@@ -42,12 +50,11 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const T
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  JPU_CHECK_CODE(aoti_torch_get_device_type(like.get(), &device_type));
+  JPU_CHECK_CODE(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), static_cast<int32_t>(dtype), device_type,
-                                                         device_index, &handle));
+  JPU_CHECK_CODE(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                          static_cast<int32_t>(dtype), device_type, device_index, &handle));
   return Tensor(handle);
 }
 
@@ -80,7 +87,7 @@ class OnDevice {
  public:
 #if defined(USE_CUDA)
   explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
+    JPU_CHECK_CODE(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
   }
 #else
   explicit OnDevice(const Tensor&) {}

@@ -22,6 +22,12 @@ from .parts import Proof, Unfit
 from .statistics import update_running
 
 
+# Asked, not traced: before torch 2.14, torch.compile takes every compilation for an export.
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 class JointPyramid(nn.Module):
     """Stages, upsample-concat and separable branches of a JPU (FastFCN, section 3.3, Figure 4).
 
@@ -170,7 +176,7 @@ class JointPyramid(nn.Module):
         Exported programs, which are made with gradients enabled and run without, are given the two as well, and so are
         empty batches, of which there is nothing to keep; the two have gradients of their own.
         """
-        if torch.compiler.is_exporting() or inputs[0].shape[0] == 0:
+        if _is_exporting() or inputs[0].shape[0] == 0:
             return fused.fixed
         return fused.fixed and not fused.needs_gradient(inputs)
 
@@ -183,7 +189,7 @@ class JointPyramid(nn.Module):
         first, *others = features
         size = first.shape[2:]
         # An exported program may be called with other sizes: there, all are resized, which changes nothing.
-        resize = [torch.compiler.is_exporting() or x.shape[2:] != size for x in others]
+        resize = [_is_exporting() or x.shape[2:] != size for x in others]
         norms = fused.weight, fused.bias, fused.mean, fused.var, fused.eps
         *found, scale, shift, out_scale, out_shift = torch.ops.jpu_cuda.upsample_fold(
             [first, *itertools.compress(others, resize)], self._align_corners, *norms

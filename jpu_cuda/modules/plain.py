@@ -1,5 +1,7 @@
 """Whether a submodule is more than its class and parameters say, so that no kernel may stand in for it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,8 +17,11 @@ def hooks_everywhere() -> bool:
     )
 
 
-# What an object may have instead of its class, to compute something else.
-_OWN = {"forward", "_conv_forward", "_check_input_dim", "_call_impl"}
+def _has_own(attributes: dict[str, Any]) -> bool:
+    """Whether an object has what its class computes with, to compute something else."""
+    # One by one: torch.compile before torch 2.14 asks a module's attributes for single names only.
+    own = "forward" in attributes or "_conv_forward" in attributes or "_check_input_dim" in attributes
+    return own or "_call_impl" in attributes or attributes.get("_compiled_call_impl") is not None
 
 
 def oddity(module: nn.Module) -> str | None:
@@ -26,7 +31,7 @@ def oddity(module: nn.Module) -> str | None:
     """
     if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
         return "has hooks"
-    if not _OWN.isdisjoint(vars(module)) or vars(module).get("_compiled_call_impl") is not None:
+    if _has_own(vars(module)):
         return "has a forward of its own"
     return "is parametrised" if "parametrizations" in module._modules else None
 

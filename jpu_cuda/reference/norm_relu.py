@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,5 +16,7 @@ def norm_relu(
     eps: Sequence[float],
 ) -> list[Tensor]:
     """[N, C_i, H_i, W_i] of each level; its norm is the entry of the other lists at its place, [C_i] each."""
-    rows = zip(levels, mean, var, weight, bias, eps, strict=True)
-    return [F.relu(F.batch_norm(x, m, v, w, b, eps=e)) for x, m, v, w, b, e in rows]
+    rows = zip(levels, weight, bias, mean, var, eps, strict=True)
+    # The operator itself: before torch 2.14, F.batch_norm refuses an eps of 0, which the kernels take.
+    cudnn = torch.backends.cudnn.enabled
+    return [F.relu(torch.batch_norm(x, w, b, m, v, False, 0.0, e, cudnn)) for x, w, b, m, v, e in rows]
