@@ -35,38 +35,25 @@ class _Request(NamedTuple):
 
 _AUTO = _Request("auto", None, "auto")
 _requested: ContextVar[_Request] = ContextVar("jpu_cuda_backend", default=_AUTO)
-# What PyTorch hands on from a thread that calls backward() to autograd's own, which work on CUDA tensors and have no
-# context of the caller's; of tasks that take turns in one thread, it is the choice made last.
-_HANDED_ON = "jpu_cuda_backend"
-
 # torch.compile reads context variables, and compiles anew where they changed, since this version at the latest.
 _COMPILER_READS_CONTEXTS = _extension.version_of(torch.__version__) >= (2, 14)
-# For older ones: what was last chosen in any context. They look at this to see whether a compiled function still holds.
+# What was last chosen in any context, for those who cannot ask the one that is meant: autograd's own threads, which do
+# what belongs to CUDA tensors, and older compilers, which look at this to see whether a compiled function still holds.
 _latest = _AUTO
 
 
 def _choose(request: _Request) -> Token[_Request]:
-    token = _requested.set(request)
-    _make_known(request)
-    return token
-
-
-def _make_known(request: _Request) -> None:
-    """Tells those who cannot ask the context."""
     global _latest
     _latest = request
-    if not torch.compiler.is_compiling():
-        torch._C._stash_obj_in_tls(_HANDED_ON, request)
+    return _requested.set(request)
 
 
 def _request() -> _Request:
-    """What was chosen in this context or, in a thread of autograd's own, where the backward pass was called."""
+    """What is asked for in this context or, in a thread of autograd's own, what was asked for last in any."""
     if torch.compiler.is_compiling():
         return _requested.get() if _COMPILER_READS_CONTEXTS else _constant_request(*_latest)
     found = _requested.get()
-    if found is not _AUTO or not _is_foreign():
-        return found
-    return torch._C._get_obj_in_tls(_HANDED_ON) if torch._C._is_key_in_tls(_HANDED_ON) else found
+    return _latest if found is _AUTO and _is_foreign() else found
 
 
 @torch.compiler.assume_constant_result
@@ -90,7 +77,8 @@ class use_backend:
     use_backend("reference"):`` restores what was there before. The choice belongs to the current
     :mod:`contextvars` context, so threads and asyncio tasks do not disturb each other; a new thread
     starts from ``"auto"``. A backward pass runs on the backend of its forward, wherever it is called; what
-    :mod:`torch.utils.checkpoint` computes anew runs on the backend that is current where the pass is called.
+    :mod:`torch.utils.checkpoint` computes anew runs on the backend that is current then; of CUDA tensors, whose
+    backward passes autograd runs in threads of its own, on the one that was chosen last in any thread.
 
     Args:
         name: ``"auto"`` (compiled kernels for CUDA tensors, the reference for all else), ``"cuda"``
@@ -141,8 +129,9 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        global _latest
         _requested.reset(self._token)
-        _make_known(_requested.get())
+        _latest = _requested.get()
 
 
 def requested_backend() -> str:
