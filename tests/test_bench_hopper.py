@@ -54,7 +54,7 @@ def test_products_take_the_tensor_cores_as_the_design_has_it() -> None:
         (variant("single", DEPTHWISE), 288 + 160 + 128),  # pixels, taps, the operand
         (variant("pair", *ALL), 640 + 256 + 100 + 224 + 128),
     ],
-    ids=str,
+    ids=["products", "products, 2x128", "copies", "copies of a pair", "depthwise", "all of a pair"],
 )
 def test_shared_memory_as_the_design_has_it(of: Variant, expected: int) -> None:
     assert budgets.cycles(of)["shared"] == expected

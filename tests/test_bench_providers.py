@@ -25,7 +25,7 @@ def test_every_way_that_a_user_would_try_is_there():
     ours = ["cuda", "cuda-fma", "cuda-mma", "cuda-two-pass"]
     launched = ["reference", "folded", *eager, *ours]
     graphed = [f"{name}-graph" for name in launched]
-    others = ["gemm", "gemm-slices", "compiled", "compiled-frozen"]
+    others = ["gemm", "gemm-slices", "compiled-jpu", "compiled-jpu-graph", "compiled", "compiled-frozen"]
     assert sorted(DEFAULT) == sorted([*launched, *graphed, *others])
     assert set(PROVIDERS) - set(DEFAULT) == {"host"}
 
