@@ -36,7 +36,7 @@ P = TypeVar("P")
 
 # Seconds that the first job of a kind may take before there is one to judge by. On a GPU the compiler times dozens of
 # kernels for each matrix product.
-_FIRST = {False: 5.0, True: 90.0}
+_FIRST = {False: 5.0, True: 45.0}
 _FIRST_ON_CPU = 0.0
 # Calls before a result is looked at: the compiler's own graphs run from the third on.
 CALLS = {False: 1, True: 3}
