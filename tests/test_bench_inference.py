@@ -27,14 +27,24 @@ def test_the_most_important_comes_first_and_the_compiled_last():
     assert {workload.dtype for workload in selected[:8]} == {"bfloat16"}
     jobs = inference.jobs_in_order(selected, DEFAULT)
     assert jobs[0] == (replace(selected[0], memory_format="channels_last"), "gemm")
-    first_compiled = next(i for i, job in enumerate(jobs) if PROVIDERS[job[1]].compiled)
-    assert all(PROVIDERS[name].compiled for _, name in jobs[first_compiled:])
+    # Of the first workload right after all else of it, of the others at the very end.
+    first = [job for job in jobs if job[0].in_any_format == selected[0]]
+    assert jobs[: len(first)] == first
+    assert [name for _, name in first[-2:]] == ["compiled", "compiled-frozen"]
+    others = jobs[len(first) :]
+    first_compiled = next(i for i, job in enumerate(others) if PROVIDERS[job[1]].compiled)
+    assert all(PROVIDERS[name].compiled for _, name in others[first_compiled:])
     assert len(jobs) - first_compiled == 16 * 2
     assert len(set(jobs)) == len(jobs)
 
 
 def test_the_products_alone_are_no_yardstick_of_a_whole_jpu():
     jobs = inference.jobs_in_order([replace(SMALL, part="jpu")], DEFAULT)
+    assert {name for _, name in jobs} == {name for name in DEFAULT if not name.startswith(("gemm", "compiled-jpu"))}
+
+
+def test_a_jpu_is_compiled_alone_within_a_network_only():
+    jobs = inference.jobs_in_order([replace(SMALL, part="fastfcn")], DEFAULT)
     assert {name for _, name in jobs} == {name for name in DEFAULT if not name.startswith("gemm")}
 
 
