@@ -30,9 +30,10 @@ from xml.etree import ElementTree
 
 from gpu_steps import Outcome, Result, Step, Unable, by_exit_code, run_all
 
-from jpu_cuda._source import source_hash
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from jpu_cuda._source import source_hash  # noqa: E402
 OUT = ROOT / "out" / "gpu-check"
 RECORDS = ROOT / "benchmarks" / "results" / "gpu-check.jsonl"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
