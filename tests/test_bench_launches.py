@@ -160,12 +160,20 @@ def test_the_sheet_finds_the_rows_and_says_how_far_off_it_was() -> None:
 @needs_host
 @pytest.mark.usefixtures("executed")
 def test_for_another_profiler_a_whole_pass_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     ((_, _, measured), _) = launches.jobs(["training"], (4, 4), 2, "bfloat16", 8)
-    with host.record() as made, pytest.raises(runner.Skipped, match="made once"):
+    watched, made = host.record(), list[list[host.Launch]]()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: made.append(watched.__enter__()))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: watched.__exit__(None, None, None))
+    with pytest.raises(runner.Skipped, match="made once"):
         measured(CPU, launches.make_once)
-    # Once to be held to the truth, once for the profiler.
-    assert [launch.kernel for launch in made].count("upsample_concat backward") == 2
+    # That pass alone: another, before it, was held to the truth.
+    assert [launch.kernel for launch in made[0]].count("upsample_concat backward") == 1
+
+
+def test_the_two_passes_come_last() -> None:
+    names = [measured.args[1] for _, _, measured in launches.jobs(launches.PARTS, None, 16, "bfloat16", 512)]
+    assert names == ["cuda-mma", "cuda", "cuda-mma", "cuda-two-pass", "cuda-two-pass"]
 
 
 def test_without_a_gpu_nothing_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

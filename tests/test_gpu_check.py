@@ -395,7 +395,7 @@ def test_the_profilers_report_decides(tmp_path: Path) -> None:
     assert judge(0, "") == ("exit code 0", {"kernels": 0})
     path.write_text(NCU)
     assert judge(0, "") == (None, {"kernels": 2})
-    assert judge(1, "")[0] == "exit code 1"
+    assert judge(1, "==ERROR== The application returned an error code (1).")[0] == "exit code 1"
     for refusal in (
         "==ERROR== ERR_NVGPUCTRPERM - no permission",
         "Failed to initialize the profiler: LibraryNotLoaded",
