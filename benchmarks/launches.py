@@ -38,6 +38,7 @@ _AFTER = {
     "norm_coefficients": "torch.bmm dq·P",
     "upsample_backward": "torch.cat of gradients",
 }
+_CAT = "CatArray"  # in the names of torch.cat's kernels
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,10 @@ def attribute(launches: Sequence[Launch], listed: Sequence[Kernel]) -> dict[str,
     for launch in launches:
         function = launch.function
         if function is None:
-            follows = _AFTER.get(before)
-            row = follows if follows in vendor else OTHER
+            row = _AFTER.get(before, OTHER)
+            # Weights are put together before a product, and casts of gradients come after all.
+            if row not in vendor or row.startswith("torch.cat") != (_CAT in launch.name):
+                row = OTHER
         elif function in rows:
             row, before = rows[function], function
         else:

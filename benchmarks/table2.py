@@ -28,7 +28,7 @@ def jobs_in_order(selected: Sequence[Case], names: Sequence[str]) -> list[tuple[
     """What is measured, case by case; a network without a JPU only by what is no way of serving one.
 
     Where there are several heads, the first one's cases come first, of every backbone and input: those that the
-    paper says most about.
+    paper says most about. All that is compiled, which takes minutes, comes last.
 
     Args:
         selected: the cases.
@@ -36,7 +36,8 @@ def jobs_in_order(selected: Sequence[Case], names: Sequence[str]) -> list[tuple[
     """
     heads = list(dict.fromkeys(case.head for case in selected))
     ordered = sorted(selected, key=lambda case: heads.index(case.head))  # stable
-    return [(case, name) for case in ordered for name in names if has_jpu(case) or not PROVIDERS[name].needs_jpu]
+    jobs = [(case, name) for case in ordered for name in names if has_jpu(case) or not PROVIDERS[name].needs_jpu]
+    return sorted(jobs, key=lambda job: PROVIDERS[job[1]].compiled)  # stable
 
 
 def run(
@@ -100,13 +101,24 @@ class _Prepared:
     images: Tensor
     peaks: Mapping[str, float | None]
     _truth: verify.Truth | None = None
+    _multiply_adds: float | None = None
 
     def truth(self) -> verify.Truth:
-        """What the last image's logits should be, and PyTorch's error."""
+        """What the last image's logits should be, and PyTorch's error.
+
+        To be asked before a provider puts anything of its own in the model's place.
+        """
         if self._truth is None:
             tf32 = self.images.is_cuda and self.case.dtype == "float32" and matrix_options().allow_tf32
             self._truth = verify.find_truth(self.model, [self.images[-1:]], lambda result: result[0], tf32)
         return self._truth
+
+    def multiply_adds(self) -> float:
+        """Of one forward pass, in G."""
+        if self._multiply_adds is None:
+            with use_backend("reference"):  # kernels are no convolutions to whoever counts
+                self._multiply_adds = measure.multiply_adds(self.model, self.images)
+        return self._multiply_adds
 
 
 class _Session(Session[Case, _Prepared]):
@@ -130,12 +142,13 @@ class _Session(Session[Case, _Prepared]):
     def _verify_and_time(self, workload: Case, name: str, provider: Provider, tick: Tick) -> list[Row]:
         case = workload
         prepared = self._prepare_once(case, lambda: self._prepare(case))
+        truth = None if name == "reference" else prepared.truth()
         try:
             with serve(provider, prepared.model, [prepared.images]) as call:
-                if name != "reference":
+                if truth is not None:
                     for _ in range(CALLS[provider.compiled]):
                         result = call()
-                    verify.assert_no_worse(result[0][-1:], prepared.truth(), deep=True)
+                    verify.assert_no_worse(result[0][-1:], truth, deep=True)
                 samples = measure.time_calls(call, self._device, self._seconds, tick)
         except BackendUnavailableError as error:
             raise Skipped(str(error)) from error
@@ -159,9 +172,7 @@ class _Session(Session[Case, _Prepared]):
         if plain and (peak := prepared.peaks[PROVIDERS[name].backend]) is not None:
             rows.append(row("peak_memory", peak))
         rows.append(row("parameters", measure.parameters(prepared.model)))
-        with use_backend("reference"):  # kernels are no convolutions to whoever counts
-            rows.append(row("multiply_adds", measure.multiply_adds(prepared.model, prepared.images)))
-        return rows
+        return [*rows, row("multiply_adds", prepared.multiply_adds())]
 
     def _prepare(self, case: Case) -> _Prepared:
         """Builds a case's model, weighs it by every backend that serves it, and checks its output."""

@@ -66,17 +66,21 @@ def test_products_are_told_by_what_they_follow() -> None:
     def product(milliseconds: float) -> Launch:
         return Launch("nvjet_tst_256x128", milliseconds)
 
+    def cat(milliseconds: float) -> Launch:
+        name = "void at::native::(anonymous namespace)::CatArrayBatchedCopy_contig<at::native::OpaqueType<2u>, 3>(int)"
+        return Launch(name, milliseconds)
+
     found = attribute(
         [
             *(product(0.5), _named("rows_output_sums"), _named("norm_coefficients"), _named("rows_output_gradient")),
             *(_named("training_normalised"), product(1.0), product(0.25), _named("norm_pointwise_gradient")),
-            *(_named("norm_coefficients"), product(2.0), _named("training_depthwise_gradient", 3.0)),
-            *(_named("upsample_backward"), product(4.0)),
+            *(_named("norm_coefficients"), cat(8.0), product(2.0), _named("training_depthwise_gradient", 3.0)),
+            *(_named("upsample_backward"), cat(4.0), Launch("void at::native::unrolled_elementwise_kernel", 16.0)),
         ],
         BACKWARD,
     )
     assert found == {
-        OTHER: 0.5,
+        OTHER: 24.5,
         "norm_relu output sums": 1.0,
         "norm_statistics coefficients": 2.0,
         "norm_relu output gradient": 1.0,
