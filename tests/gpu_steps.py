@@ -43,7 +43,7 @@ class Step:
         skip: why it cannot run here; None if it can.
         beside: whether it runs at the same time as the step before it.
         judge: told the exit code and the log; a complaint makes the step fail, and so does an exception but
-            :class:`Unable`. If it measured "errors", the step failed even where its time was up first.
+            :class:`Unable`. If it measured "errors" or "failures", the step failed even where its time was up first.
     """
 
     name: str
@@ -222,7 +222,7 @@ class _Run:
             result.status, result.reason = "interrupted", "Ctrl-C"
         elif unable is not None:
             result.status, result.reason = "skipped", unable
-        elif late and not result.measured.get("errors"):
+        elif late and not (result.measured.get("errors") or result.measured.get("failures")):
             result.status, result.reason = "timed out", f"took more than its {self.limit:.0f} s"
         elif complaint is not None or late:
             result.status = "failed"

@@ -13,7 +13,7 @@ from typing import Any
 
 import gpu_check
 import pytest
-from gpu_steps import LEAST_SECONDS, Result, Step, Unable, run_all, run_step
+from gpu_steps import LEAST_SECONDS, Outcome, Result, Step, Unable, run_all, run_step
 
 from jpu_cuda._source import source_hash
 
@@ -79,6 +79,14 @@ def test_errors_found_before_the_time_was_up_are_a_failure(tmp_path: Path) -> No
     result = run_step(sanitizer, STARTED, tmp_path / "log", tmp_path)
     assert (result.status, result.measured) == ("failed", {"errors": 3})
     assert "3 errors" in result.reason
+
+
+def test_failures_found_before_the_time_was_up_are_a_failure_too(tmp_path: Path) -> None:
+    def judge(code: int, log: str) -> Outcome:
+        return "2 of 3 tests failed", {"failures": 2, "errors": 0}
+
+    result = run_step(step("tests", INTERRUPTED, judge=judge), STARTED, tmp_path / "log", tmp_path)
+    assert (result.status, result.reason) == ("failed", "2 of 3 tests failed")
 
 
 def test_a_program_that_is_not_there_fails(tmp_path: Path) -> None:
@@ -307,11 +315,16 @@ def test_the_steps_are_ordered_by_importance(tmp_path: Path, monkeypatch: pytest
     assert "PYTORCH_NO_CUDA_MEMORY_CACHING" not in by_name["racecheck"].environment
 
 
-def test_steps_can_be_named_and_benchmarks_go_on() -> None:
+def test_steps_can_be_named_and_benchmarks_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "RECORDS", tmp_path / "gpu-check.jsonl")
+    (tmp_path / "table2.jsonl").touch()
     chosen = {x.name: x for x in gpu_check._chosen(["table2", "tests"], resume=True)}
     assert [*chosen] == ["tests", "table2"]
     assert all(not x.needs for x in chosen.values())
     assert "--resume" in chosen["table2"].command
+    assert chosen["table2"].judge(0, "skipped 9: the budget of 60 s is spent\n")[0] is None
+    (unmeasured,) = gpu_check._chosen(["inference"], resume=True)
+    assert "--resume" not in unmeasured.command, "there is nothing to go on with"
     everything = {x.name: x for x in gpu_check._chosen(None, resume=False)}
     assert everything["table2"].needs == ("environment",)
     assert "--resume" not in everything["table2"].command
@@ -485,6 +498,8 @@ CONFIRMED = f"Kernel status: **confirmed on GPU X** at source hash `{HASH[:12]}`
         ([record(tests="timed out")], VERIFIED),
         ([record(tests="skipped")], VERIFIED),
         ([record(memcheck="failed")], VERIFIED),
+        ([record(launches="failed")], VERIFIED),
+        ([record(hopper="failed")], CONFIRMED),
         ([record()], CONFIRMED),
         ([record(memcheck="skipped", table2="timed out")], CONFIRMED),
         ([record("b" * 64, "2026-02-01", "GPU Y"), record()], CONFIRMED),
