@@ -106,8 +106,8 @@ TRAINING: dict[str, Provider] = {
     **{name: PROVIDERS[name] for name in ("reference", "cuda", "depthwise-cudnn", "depthwise-native")},
     **{name: PROVIDERS[name] for name in ("cuda-mma", "cuda-two-pass", "cuda-fma", "host")},
     "compiled-default": _DEFAULT_MODE,
-    "cuda-compiled-default": replace(_DEFAULT_MODE, backend="cuda", formats=_LAST),
     "compiled": PROVIDERS["compiled"],
+    "cuda-compiled-default": replace(_DEFAULT_MODE, backend="cuda", formats=_LAST),
     "cuda-compiled": replace(PROVIDERS["compiled"], backend="cuda"),
 }
 # The kernels executed on the CPU are for tests: nobody waits for them otherwise.

@@ -244,7 +244,8 @@ def _correctness(out: Path) -> list[Step]:
         # One allocation for each tensor, whose ends and first bytes the tool then knows.
         cached = tool in ("racecheck", "synccheck")
         command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", python, "tests/probe/small_cases.py"]
-        environment = {**paths, **({} if cached else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})}
+        # What results are held to takes few operations: threads would wait for the tests' workers.
+        environment = {**paths, "OMP_NUM_THREADS": "1", **({} if cached else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})}
         steps.append(Step(tool, command, 30, environment, _LOADED, lacking, True, judge_sanitizer))
     return steps
 
