@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import runpy
 import struct
 import subprocess
@@ -159,6 +160,9 @@ def build_host() -> Path:
             "JPU_PROBE": "ON",
         }
         switches = [f"-D{name}={value}" for name, value in options.items()]
+        kept = folder / "CMakeCache.txt"
+        if kept.exists() and not {str(ROOT), sys.executable} <= {*re.split("[=\n]", kept.read_text())}:
+            switches.append("--fresh")  # carried here from elsewhere, or made by another Python
         _call([cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), *switches])
         _call([cmake, "--build", str(folder), "--target", "probe"])
     return folder / "probe"
