@@ -89,14 +89,7 @@ def _table2(options: argparse.Namespace) -> int:
     ]
     limits = options.seconds, options.output, console, options.budget or math.inf, options.resume
     outcome = table2.run(selected, options.providers, options.device, *limits)
-    if outcome.rows:
-        console.print(report.table2(outcome.rows).to_rich())
-        path = options.chart or options.output.with_suffix(".png")
-        chart.draw(outcome.rows, path)
-        console.print(f"rows: {options.output}\nchart: {path}", highlight=False, markup=False, soft_wrap=True)
-    session.summary(outcome.skipped, print)
-    _show_failures(outcome)
-    return outcome.code
+    return _show_run(options, console, outcome, report.table2, chart.draw)
 
 
 def _show_failures(outcome: Outcome) -> None:
@@ -126,6 +119,17 @@ def _timings(
     console = _console()
     limits = options.seconds, options.budget
     outcome = run(selected, options.providers, options.device, *limits, options.output, console, options.resume)
+    return _show_run(options, console, outcome, table, draw)
+
+
+def _show_run(
+    options: argparse.Namespace,
+    console: Console,
+    outcome: Outcome,
+    table: Callable[[list[Row]], report.Report],
+    draw: Callable[[list[Row], Path], None],
+) -> int:
+    """Table and chart of a run, why jobs were skipped, and what failed; returns the exit code."""
     if any(row.metric == "latency" and not ceilings.is_ceiling(row) for row in outcome.rows):
         console.print(table(outcome.rows).to_rich())
         path = options.chart or options.output.with_suffix(".png")

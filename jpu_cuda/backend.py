@@ -77,8 +77,10 @@ class use_backend:
     use_backend("reference"):`` restores what was there before. The choice belongs to the current
     :mod:`contextvars` context, so threads and asyncio tasks do not disturb each other; a new thread
     starts from ``"auto"``. A backward pass runs on the backend of its forward, wherever it is called; what
-    :mod:`torch.utils.checkpoint` computes anew runs on the backend that is current then; of CUDA tensors, whose
-    backward passes autograd runs in threads of its own, on the one that was chosen last in any thread.
+    :mod:`torch.utils.checkpoint` computes anew runs on the backend that is current then.
+
+    Two things go by the choice that was made last in any thread, since they cannot see the context: what is computed
+    anew for CUDA tensors, in autograd's own threads, and before torch 2.14 whether a compiled function still holds.
 
     Args:
         name: ``"auto"`` (compiled kernels for CUDA tensors, the reference for all else), ``"cuda"``
