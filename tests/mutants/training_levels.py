@@ -86,8 +86,8 @@ _STRIPS = [
         "strip-of-another-class",
         _LEVEL,
         "line / step * (kRows * step) + line % step",
-        "line / step * (kRows * step) + (line + 1) % step",
-        "Strips begin in the next class.",
+        "line / step * (kRows * step) + line % (step + 1)",
+        "Strips begin in another class than their number says.",
     ),
     _changed(
         "strips-overlap",
@@ -108,7 +108,7 @@ _STRIPS = [
         _LEVEL,
         "if (c >= share.channels || y >= p.height) continue;",
         "if (c >= share.channels) continue;",
-        "Strips that the image has no pixel of are read where there is no memory.",
+        "Strips that the image has no pixel of load rows all the same.",
     ),
     _changed(
         "lanes-past-the-channels",
