@@ -54,6 +54,23 @@ JPU_DEVICE Vector<T> load_vector(const T* address) {
 #endif
 }
 
+// The same where `exists`, or else zeros; the address is then of no account.
+template <class T>
+JPU_DEVICE Vector<T> load_vector_if(bool exists, const T* address) {
+  Vector<T> result;
+#if JPU_CUDA
+  // Zeros of whole words: of elements each would be chosen by itself.
+  uint4 words = make_uint4(0, 0, 0, 0);
+  if (exists) words = __ldg(reinterpret_cast<const uint4*>(address));
+  *reinterpret_cast<uint4*>(&result) = words;
+#else
+  host::Word16 word{};
+  if (exists) word = *reinterpret_cast<const host::Word16*>(address);
+  std::memcpy(&result, &word, sizeof word);
+#endif
+  return result;
+}
+
 template <class T>
 JPU_DEVICE void store(T* address, T value) {
   *address = value;

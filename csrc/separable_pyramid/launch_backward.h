@@ -49,13 +49,24 @@ Workspace plan_gradient(GradientParams& g, int64_t input_bytes) {
   // Not in integers: of an expanded image the product may pass 2^63.
   const double image_bytes = double(p.branches) * p.channels * p.height * p.width * sizeof(T);
   g.images = static_cast<int32_t>(std::max(std::min(double(input_bytes) / image_bytes, double(p.batch)), 1.0));
-  g.pixel_tiles = ceil_divide(p.height * p.width, kLevelPixels);
   g.reduce_rows = any_of_weights(g) ? int64_t{p.branches} * p.outputs : 0;
 
   const int64_t products = int64_t{g.splits} * p.branches * p.outputs;
   const bool weights = any_of_weights(g);
   return {weights ? products * p.channels : 0, weights ? products : 0,
           any_of_terms(g) ? tiles * kTerms * p.channels : 0, any_level(g) ? g.images : 0};
+}
+
+// How the levels' gradient is cut into strips. All load six rows of dz, which are those of four pixels where they lie
+// the dilation apart, and of two elsewhere. But of large dilations a strip may have few pixels that the image has.
+inline void plan_strips(GradientParams& g) {
+  static_assert(level_rows(true) + 2 == 3 * level_rows(false));
+  const Params& p = g.forward;
+  const int spaced = lines_of_strips(p.height, p.branch[0].dilation, level_rows(true));
+  const int others = lines_of_strips(p.height, 1, level_rows(false));
+  g.spaced = p.branches == 1 && spaced <= others;
+  const int64_t strips = int64_t{g.spaced ? spaced : others} * p.width;
+  g.strip_tiles = static_cast<int32_t>((strips * level_rows(g.spaced) + kLevelPixels - 1) / kLevelPixels);
 }
 
 // Blocks of the gradient of a group of images, and where each branch's of an image and each level's begin.
@@ -76,6 +87,7 @@ int64_t place_level_blocks(GradientParams& g, int images) {
   constexpr int V = Vector<T>::kSize;
   const Params& p = g.forward;
   const bool vectors = p.whole_vectors && channels_in_vectors<T>(g.inputs, g.inputs_stride);
+  plan_strips(g);
   int64_t blocks = 0;
   for (int i = 0; i < p.levels; ++i) {
     LevelGradient& level = g.level[i];
@@ -83,7 +95,7 @@ int64_t place_level_blocks(GradientParams& g, int images) {
     level.channel_tiles =
         level.data == nullptr ? 0 : ceil_divide(p.level[i].channels, level_channels<T>(level.vectors));
     level.first_block = static_cast<uint32_t>(blocks);
-    blocks += int64_t{level.channel_tiles} * g.pixel_tiles * images;
+    blocks += int64_t{level.channel_tiles} * g.strip_tiles * images;
     if (blocks > INT32_MAX) break;  // launch() refuses them
   }
   return blocks;

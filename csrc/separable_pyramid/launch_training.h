@@ -159,7 +159,6 @@ void level_gradient(GradientParams g, void* stream) {
   Params& p = g.forward;
   plan_levels<T>(p);
   g.first_image = 0;
-  g.pixel_tiles = ceil_divide(p.height * p.width, kLevelPixels);
   const int64_t blocks = place_level_blocks<T>(g, p.batch);
   launch("separable_pyramid training level gradient", &pyramid_level_gradient<T>, {blocks, kThreads}, g, stream,
          [&](auto declare) {

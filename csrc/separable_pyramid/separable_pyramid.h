@@ -107,7 +107,8 @@ struct GradientParams {
   int32_t splits, weight_channel_tiles, weight_output_tiles;
   int32_t input_channel_tiles;
   int32_t images;  // that are worked on at a time
-  int32_t pixel_tiles;
+  bool spaced;          // strips of the levels' gradient: pixels lie the only branch's dilation apart
+  int32_t strip_tiles;  // blocks' shares of an image's strips
   int64_t reduce_rows;
   // Of the group of images under way.
   int32_t first_image;

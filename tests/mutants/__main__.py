@@ -32,6 +32,7 @@ from . import (
     pyramid_policy,
     separable_pyramid,
     training_depthwise,
+    training_levels,
     training_norms,
     training_products,
     training_rows,
@@ -53,6 +54,7 @@ FAULTS = [
     *pyramid_policy.FAULTS,
     *training_norms.FAULTS,
     *training_depthwise.FAULTS,
+    *training_levels.FAULTS,
     *training_products.FAULTS,
 ]
 LEAST_CAUGHT = 0.95

@@ -6,7 +6,7 @@ from .faults import Fault
 
 _FOLDER = "separable_pyramid"
 _STRIPS, _MOMENTS, _NORMALISED = f"{_FOLDER}/strips.h", f"{_FOLDER}/moments.h", f"{_FOLDER}/normalised.h"
-_GRADIENT, _LEVEL = f"{_FOLDER}/depthwise_gradient.h", f"{_FOLDER}/level_gradient.h"
+_GRADIENT = f"{_FOLDER}/depthwise_gradient.h"
 _LAUNCH, _BINDING = f"{_FOLDER}/launch_training.h", f"{_FOLDER}/binding_training.cpp"
 
 
@@ -266,27 +266,6 @@ _OF_GRADIENTS = [
         "  if (channel >= p.channels) return;\n",
         "",
         "Lanes behind the last channel write the next pixel.",
-    ),
-    _changed(
-        "level-forgets",
-        _LEVEL,
-        "      if (g.add) {\n",
-        "      if (false) {\n",
-        "What the levels' gradients hold is overwritten.",
-    ),
-    _changed(
-        "level-forgets-elements",
-        _LEVEL,
-        "    if (g.add) sum[0] += widen(*gradient);\n",
-        "",
-        "What gradients of odd channels hold is overwritten.",
-    ),
-    _changed(
-        "level-of-the-first-branch",
-        _LEVEL,
-        "index * g.inputs_branch;",
-        "0 * g.inputs_branch;",
-        "All branches have the first one's dz.",
     ),
 ]
 

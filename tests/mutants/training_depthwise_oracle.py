@@ -139,6 +139,24 @@ def depthwise_launches_walk_over_tiles() -> None:
     assert barriers == 2 * 6, f"expected a barrier a tile and 2 a block, got {barriers}"
 
 
+def depthwise_levels_load_rows_once() -> None:
+    if host._CHECK == "address":
+        return  # which counts nothing
+    # Strips of four pixels a dilation apart where the image has these, of two neighbours elsewhere.
+    for height, rows in ((32, 8 * 4), (8, 8)):
+        case = Case(1, (64,), (height, 8), (8,), dtype=torch.bfloat16)
+        with host.record() as launches:
+            check_levels(case, 0, 1, add=False)
+        (launch,) = launches
+        loads, products, conflicts, passes = (
+            launch.counters["global_reads"][16],
+            *(launch.counters[key] for key in ("multiply_adds", "bank_conflicts", "shared_accesses")),
+        )
+        assert loads == rows * 8 * 8, f"expected {rows} rows of 8 pixels of 8 vectors, got {loads} loads"
+        assert products == height * 3 * 8 * 64, f"expected three for each channel, got {products}"
+        assert conflicts <= 0.1 * passes, f"expected few conflicts of {passes} passes, got {conflicts}"
+
+
 def depthwise_results_do_not_depend_on_the_order() -> None:
     case = Case(1, (8, 3), (20, 43), (1, 2))
     arguments = case.arguments()
@@ -187,6 +205,7 @@ CHECKS = {
         depthwise_levels_may_be_parts_of_more,
         depthwise_absent_levels_are_left_out,
         depthwise_launches_walk_over_tiles,
+        depthwise_levels_load_rows_once,
         depthwise_results_do_not_depend_on_the_order,
         depthwise_arguments_that_do_not_fit_are_refused,
     )

@@ -70,6 +70,7 @@ def make(seed: int) -> dict[str, Case]:
         *_indices(seed),
         *(case for name in ("load", "store") for case in _moves(seed, name, vector=False)),
         *(case for name in ("load_vector", "read_vector", "store_vector") for case in _moves(seed, name, vector=True)),
+        *_some_moves(seed),
         *(_widen(seed, dtype) for dtype in BITS),
         *(_narrow(seed, dtype) for dtype in BITS),
         *(case for dtype in ("float", "float16", "bfloat16") for case in _words(seed, dtype)),
@@ -188,6 +189,17 @@ def _moves(seed: int, name: str, vector: bool) -> list[Case]:
         random = Source(seed, full).words(word, THREADS * 4 * size)
         values = as_bytes(_padded(np.concatenate([special_bits(dtype), random]), THREADS * size).reshape(-1, size))
         cases.append(Case(full, values, lambda values=values: values))
+    return cases
+
+
+def _some_moves(seed: int) -> list[Case]:
+    """Of every other item; the rest are zeros."""
+    cases = []
+    for case in _moves(seed, "load_vector_if", vector=True):
+        values = case.input[:THREADS]
+        truth = values.copy()
+        truth[1::2] = 0
+        cases.append(Case(case.name, values, lambda truth=truth: truth))
     return cases
 
 

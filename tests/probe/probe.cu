@@ -105,6 +105,18 @@ struct LoadVector {
   }
 };
 
+// Of every other thread: the rest have no address.
+template <class T>
+struct LoadVectorIf {
+  using Input = Vector<T>;
+  using Output = Vector<T>;
+  static JPU_DEVICE void apply(const Input* input, Output* output) {
+    const bool exists = thread_index() % 2 == 0;
+    const Vector<T> value = load_vector_if(exists, exists ? input->at : nullptr);
+    for (int i = 0; i < Vector<T>::kSize; ++i) output->at[i] = value.at[i];
+  }
+};
+
 template <class T>
 struct ReadVector {
   using Input = Vector<T>;
@@ -383,6 +395,7 @@ const std::vector<Case> all = {
     JPU_FOR_DTYPES("load", Load),
     JPU_FOR_DTYPES("store", Store),
     JPU_FOR_DTYPES("load_vector", LoadVector),
+    JPU_FOR_DTYPES("load_vector_if", LoadVectorIf),
     JPU_FOR_DTYPES("read_vector", ReadVector),
     JPU_FOR_DTYPES("store_vector", StoreVector),
     of<SharedMemory<48 * 1024>>("shared_memory<48KiB>"),  // all that there is without an opt-in
