@@ -328,11 +328,19 @@ def test_the_program_refuses_data_that_do_not_fit(
 
 
 @needs_nvcc
-def test_the_gpus_program_compiles_and_has_the_same_cases() -> None:
+def test_the_gpus_program_compiles_and_has_the_same_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = compare.runpy.run_path(str(ROOT / "setup.py"))
     program = compare.build_gpu("9.0a")
     assert sorted(compare.probed(program)) == sorted(NAMES)
-    # A second time it is there.
+    # A second time it is there, and needs no compiler; a copy may be no executable any more.
+    program.chmod(0o644)
+    monkeypatch.setattr(compare.runpy, "run_path", lambda path: {**setup, "find_nvcc": lambda: None})
     assert compare.build_gpu("9.0a") == program
+    monkeypatch.setattr(compare, "OUT", tmp_path)
+    broken = tmp_path / program.name
+    broken.write_text("of another machine")
+    with pytest.raises(ProbeError, match="expected nvcc on PATH or a program that starts at .*, got neither"):
+        compare.build_gpu("9.0a")
 
 
 def test_without_a_device_the_comparison_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,16 +183,28 @@ def build_gpu(arch: str) -> Path:
     for path in [*sources, HERE / "probe.h", HERE / "each.h", *sorted((ROOT / "csrc" / "device").glob("*.h"))]:
         key.update(path.read_bytes())
     program = OUT / f"gpu-{key.hexdigest()[:16]}"
-    if program.exists():
+    if _starts(program):
         return program
     nvcc = setup["find_nvcc"]()
     if nvcc is None:
-        raise ProbeError(f"expected nvcc on PATH or {program.relative_to(ROOT)}, got neither")
+        raise ProbeError(f"expected nvcc on PATH or a program that starts at {program}, got neither")
     OUT.mkdir(parents=True, exist_ok=True)
     half = program.with_suffix(f".{os.getpid()}")
     _call([nvcc, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(half)])
     half.replace(program)
     return program
+
+
+def _starts(program: Path) -> bool:
+    """Whether an executable is there and says what cases it has; one from elsewhere may want another libc."""
+    if not program.exists():
+        return False
+    if not os.access(program, os.X_OK):  # which a copy may have lost
+        program.chmod(0o755)
+    try:
+        return bool(probed(program))
+    except ProbeError:
+        return False
 
 
 def run(program: Path, cases: dict[str, Case], folder: Path) -> tuple[str, Outputs]:
